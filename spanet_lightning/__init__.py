@@ -1,0 +1,45 @@
+"""SPANet Lightning: train, ablate, track and analyse SPANet and SPANetV2.
+
+Importing the package registers every variant with timm, so that `timm.create_model("spanet_s")`
+works. It imports torch and timm, but neither lightning, mlflow nor optuna: tasks and data modules
+are imported when they are first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from spanet_lightning._version import __version__
+from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
+
+if TYPE_CHECKING:
+    from spanet_lightning.data import DigitsDataModule, ImageClassificationDataModule
+    from spanet_lightning.tasks import ClassificationTask
+
+__all__ = [
+    "Backbone",
+    "ClassificationTask",
+    "DigitsDataModule",
+    "ImageClassificationDataModule",
+    "SPANet",
+    "SPANetV2",
+    "__version__",
+    "load_official",
+]
+
+_LAZY = {
+    "ClassificationTask": "spanet_lightning.tasks",
+    "DigitsDataModule": "spanet_lightning.data",
+    "ImageClassificationDataModule": "spanet_lightning.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
