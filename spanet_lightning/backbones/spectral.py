@@ -1,0 +1,401 @@
+r"""The spectral operators of both papers, exactly, with and without an FFT.
+
+Shape letters: B batch, C channels, H×W pixels of the stage, F = W // 2 + 1 bins of a real FFT,
+K, L numbers of real basis functions along H and W. Frequencies are in cycles per image side.
+
+**Spectral pooling filter (SPF; arXiv:2308.11568).** The centred spectrum is multiplied by
+λ inside the circle of radius r, 1 - λ outside, and, in the official code, 1/3 on the circle itself.
+
+**Spectral re-scaling filter (SRF; arXiv:2503.23947).** The half spectrum of a real FFT is multiplied
+by sigmoid(θ) with one learned logit per channel and bin.
+
+**Why neither needs an FFT.** Both masks are real, so both filters are real linear maps, and can be
+written in a real orthonormal basis of sines and cosines that is separable in H and W (`RealBasis`).
+With s = cos, sin of frequency u along H and t = cos, sin of frequency v along W, the products s·t of
+one pair (u, v) span the same four-dimensional space as the complex waves (±u, ±v).
+
+- A mask that depends on |u| and |v| alone is constant on that space, hence *diagonal* in the basis.
+  The SPF's does, at every size, even or odd: on an even side the lone frequency -n/2 is its own
+  mirror image. Its mask is 1 - λ but for the few bins within the radius, so that
+
+      SPF(x) = (1 - λ)·x + A_H (D ⊙ (A_Hᵀ x A_W)) A_Wᵀ,      D = mask - (1 - λ),
+
+  with A of only 2·⌊r⌋ + 1 columns: two thin matrix products instead of two Fourier transforms.
+- A mask g(u, v) with g(u, v) ≠ g(-u, v), such as the SRF's, splits into an even part
+  (g(u, v) + g(-u, v))/2, diagonal again, and an odd part (g(u, v) - g(-u, v))/2, which swaps cosine
+  with sine along *both* axes (`split_gain`). In the columns v = 0 and v = W/2, where a real FFT
+  stores both halves of a conjugate pair, only the even part survives the inverse transform.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+SpectralImpl = Literal["auto", "fft", "real"]
+"""How a spectral operator is computed: by the real FFT, by real bases, or by what is faster."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Where "auto" changes from the real basis to the FFT. The basis costs 2·(H + W) multiplications per
+# value for the SRF, the FFT about 5·log2(H·W) and several passes over memory.
+_SRF_REAL_MAX_SIDE = 32
+_SPF_REAL_MAX_COLUMNS = 17
+
+
+def _constant(build: Callable[P, T]) -> Callable[P, T]:
+    """Cache what `build` returns, except where the tensors would not be ordinary ones.
+
+    While torch traces (compile, export) the operations of `build` must appear in the graph. A tensor
+    made in inference mode can't be saved for a later backward pass, so it is made outside of it.
+    """
+    cached = functools.lru_cache(maxsize=256)(build)
+
+    @functools.wraps(build)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return build(*args, **kwargs)
+        with torch.inference_mode(False):
+            return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+    return wrapper
+
+
+class RealBasis(NamedTuple):
+    """Real Fourier functions on n points: the columns of `matrix` are orthonormal.
+
+    Attributes:
+        matrix: (n, K); 1/√n, then √(2/n)·cos for 1..m, √(2/n)·sin for 1..m, and, where frequency
+            n/2 is included, (-1)^i/√n.
+        frequencies: The K frequencies, in cycles per side.
+    """
+
+    matrix: Float[Tensor, "n k"]
+    frequencies: tuple[int, ...]
+
+
+@_constant
+def real_basis(n: int, max_frequency: int, dtype: torch.dtype, device: torch.device) -> RealBasis:
+    """Build the real Fourier basis of n points up to `max_frequency` (at most n // 2).
+
+    With `max_frequency = n // 2` it is complete: K = n, and the matrix is orthogonal.
+    """
+    top = min(max_frequency, n // 2)
+    pairs = min(top, (n - 1) // 2)  # frequencies that have both a cosine and a sine
+    i = torch.arange(n, dtype=torch.float64, device=device)
+    u = torch.arange(1, pairs + 1, dtype=torch.float64, device=device)
+    # The product is reduced modulo n first: the phase is exact, whatever the frequency.
+    phase = torch.outer(i, u).remainder(n) * (2 * math.pi / n)
+    columns = [i.new_full((n, 1), n**-0.5), phase.cos() * (2 / n) ** 0.5]
+    columns.append(phase.sin() * (2 / n) ** 0.5)
+    frequencies = [0, *range(1, pairs + 1), *range(1, pairs + 1)]
+    if top > pairs:
+        columns.append(((1 - 2 * i.remainder(2)) * n**-0.5).unsqueeze(1))
+        frequencies.append(top)
+    return RealBasis(torch.cat(columns, dim=1).to(dtype), tuple(frequencies))
+
+
+def signed_frequencies(n: int) -> list[int]:
+    """Return the frequency of each bin of an FFT of length n: 0, 1, …, then the negative ones."""
+    return [k - n if k >= (n + 1) // 2 else k for k in range(n)]
+
+
+def circular_gain(
+    squared_distance: int, radius: float, balance: float, ring: float | None
+) -> tuple[float, float]:
+    """Return the SPF's gain at one frequency, and the gain far outside, both float32-rounded.
+
+    The rounding follows the official code, whose high-band weight is the float32 result of 1 - λ.
+    """
+    low = torch.tensor(balance, dtype=torch.float32)
+    high = 1 - low
+    on_circle = high if ring is None else torch.tensor(ring, dtype=torch.float32)
+    gain = low if squared_distance < radius**2 else high
+    if squared_distance == radius**2:
+        gain = on_circle
+    return gain.item(), high.item()
+
+
+@_constant
+def circular_mask(
+    height: int,
+    width: int,
+    radius: float,
+    balance: float,
+    ring: float | None = 1 / 3,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> Float[Tensor, "h w"]:
+    """Build the SPF's mask in FFT layout, zero frequency at [0, 0] (arXiv:2308.11568).
+
+    Args:
+        height: Rows of the spectrum.
+        width: Columns of the full (not half) spectrum.
+        radius: Radius r of the circle, in cycles per side.
+        balance: λ_b, the weight inside; 1 - λ_b is the weight outside.
+        ring: The weight at distance exactly r: 1/3 in the official code; `None` counts the circle
+            as outside, as the paper's equation does.
+        dtype: Type of the mask.
+        device: Device of the mask.
+    """
+    v_all = signed_frequencies(width)
+    rows = [
+        [circular_gain(u * u + v * v, radius, balance, ring)[0] for v in v_all]
+        for u in signed_frequencies(height)
+    ]
+    return torch.tensor(rows, dtype=dtype, device=device)
+
+
+class LowBand(NamedTuple):
+    """The SPF as `high`·x plus a correction of few frequencies: see the module's docstring.
+
+    Attributes:
+        rows: (H, K) basis along the height.
+        columns: (W, L) basis along the width.
+        deviation: (K, L, C) D = mask - (1 - λ) for each channel.
+        high: (C,) 1 - λ for each channel.
+    """
+
+    rows: Float[Tensor, "h k"]
+    columns: Float[Tensor, "w l"]
+    deviation: Float[Tensor, "k l c"]
+    high: Float[Tensor, " c"]
+
+
+@_constant
+def low_band(
+    height: int,
+    width: int,
+    radius: float,
+    gates: tuple[tuple[float, int], ...],
+    ring: float | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> LowBand:
+    """Build the SPF of channels that fall into `gates`, pairs (λ_b, number of channels)."""
+    top = math.floor(radius)
+    rows = real_basis(height, top, dtype, device)
+    columns = real_basis(width, top, dtype, device)
+    deviation, high = [], []
+    for balance, channels in gates:
+        gain = [
+            [circular_gain(u * u + v * v, radius, balance, ring) for v in columns.frequencies]
+            for u in rows.frequencies
+        ]
+        inside = torch.tensor(gain, dtype=torch.float64, device=device)
+        deviation.append((inside[..., 0] - inside[..., 1]).unsqueeze(-1).expand(-1, -1, channels))
+        high.append(inside[0, 0, 1].expand(channels))
+    return LowBand(
+        rows.matrix, columns.matrix, torch.cat(deviation, -1).to(dtype), torch.cat(high).to(dtype)
+    )
+
+
+def spf_uses_fft(impl: SpectralImpl, height: int, width: int, radius: float) -> bool:
+    """Tell whether the SPF of this size and radius goes through the FFT under `impl`."""
+    if impl == "auto":
+        return min(2 * math.floor(radius) + 1, max(height, width)) > _SPF_REAL_MAX_COLUMNS
+    return impl == "fft"
+
+
+def spf_fft(
+    x: Float[Tensor, "b c h w"],
+    radius: float,
+    gates: tuple[tuple[float, int], ...],
+    ring: float | None,
+) -> Float[Tensor, "b c h w"]:
+    """Filter by the real FFT: `irfft2(rfft2(x)·mask)`, in float32 at least."""
+    height, width = x.shape[-2:]
+    wide = _at_least_float32(x)
+    masks = [
+        circular_mask(height, width, radius, balance, ring, wide.dtype, x.device)[
+            :, : width // 2 + 1
+        ].expand(channels, -1, -1)
+        for balance, channels in gates
+    ]
+    with torch.autocast(x.device.type, enabled=False):
+        spectrum = torch.fft.rfft2(wide, norm="ortho") * torch.cat(masks)
+        return torch.fft.irfft2(spectrum, s=(height, width), norm="ortho").to(x.dtype)
+
+
+def spf_conv1x1(
+    x: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, "d c 1 1"],
+    bias: Float[Tensor, " d"],
+    radius: float,
+    gates: tuple[tuple[float, int], ...],
+    ring: float | None,
+    impl: SpectralImpl = "auto",
+) -> Float[Tensor, "b d h w"]:
+    """Filter, then mix channels: `conv1x1(SPF(x))`, without building SPF(x).
+
+    The 1×1 convolution acts on channels and the basis on pixels, so they commute:
+    W·SPF(x) = (W·diag(1 - λ))·x + A_H (W·(D ⊙ (A_Hᵀ x A_W))) A_Wᵀ. The first term is one 1×1
+    convolution, the second works on K·L values a channel.
+
+    Args:
+        x: Features; `channels_last` memory is the fast layout.
+        weight: The 1×1 convolution's weight.
+        bias: Its bias.
+        radius: Radius of the SPF, in cycles per side.
+        gates: Pairs (λ_b, number of channels), in the order of the channels of `x`.
+        ring: Weight on the circle, or `None` for 1 - λ_b.
+        impl: See `SpectralImpl`.
+    """
+    batch, channels, height, width = x.shape
+    if spf_uses_fft(impl, height, width, radius):
+        return F.conv2d(spf_fft(x, radius, gates, ring), weight, bias)
+    band = low_band(height, width, radius, gates, ring, _at_least_float32(weight).dtype, x.device)
+    out = F.conv2d(x, weight * band.high.view(1, -1, 1, 1), bias)
+
+    # Pixels first: with channels last, (B, H, W·C) is a view and both large products are plain ones.
+    x_BHWC = x.permute(0, 2, 3, 1)
+    rows = band.rows.to(out.dtype)
+    low = torch.matmul(rows.t(), x_BHWC.reshape(batch, height, width * channels).to(out.dtype))
+    low = low.view(batch, -1, width, channels)
+    # What is left is small: K·W values a channel. It is cheap to keep the products in float32.
+    with torch.autocast(x.device.type, enabled=False):
+        low = torch.matmul(band.columns.t(), low.to(band.columns.dtype)) * band.deviation
+        low = torch.matmul(low, weight.view(weight.shape[0], channels).t().to(low.dtype))
+        low = torch.matmul(band.columns, low).to(out.dtype)
+    low = torch.matmul(rows, low.reshape(batch, rows.shape[1], -1))
+    low = low.view(batch, height, width, -1)
+    return out + low.permute(0, 3, 1, 2)
+
+
+def resize_logits(
+    logits: Float[Tensor, "c s t"], height: int, bins: int
+) -> Float[Tensor, "c {height} {bins}"]:
+    """Resize SRF logits bicubically (align_corners) to H × F bins, as the official code does.
+
+    The interpolation runs in the layout of the real FFT, unshifted, so that it blends the highest
+    positive with the most negative row frequency: the official behaviour, on which released weights
+    depend.
+    """
+    if logits.shape[-2:] == (height, bins):
+        return logits
+    resized: Tensor = F.interpolate(
+        logits.unsqueeze(0), size=(height, bins), mode="bicubic", align_corners=True
+    )
+    return resized.squeeze(0)
+
+
+def srf_uses_fft(impl: SpectralImpl, height: int, width: int) -> bool:
+    """Tell whether the SRF at this size goes through the FFT under `impl`."""
+    if impl == "auto":
+        # A graph without FFT operators runs where the runtime has none.
+        return not torch.compiler.is_exporting() and max(height, width) > _SRF_REAL_MAX_SIDE
+    return impl == "fft"
+
+
+def srf(
+    x: Float[Tensor, "b c h w"],
+    gain: Float[Tensor, "c h f"],
+    impl: SpectralImpl = "auto",
+) -> Float[Tensor, "b c h w"]:
+    """Re-scale the spectrum of every channel by `gain` (arXiv:2503.23947, SRF).
+
+    Args:
+        x: Features; the transform runs in float32 at least.
+        gain: Real gains in the layout of a real FFT: H rows unshifted, F = W // 2 + 1 columns.
+        impl: See `SpectralImpl`.
+
+    Returns:
+        `irfft2(rfft2(x)·gain)`, of the shape and dtype of `x`.
+    """
+    height, width = x.shape[-2:]
+    wide = _at_least_float32(x)
+    with torch.autocast(x.device.type, enabled=False):
+        gain = gain.to(wide.dtype)
+        if srf_uses_fft(impl, height, width):
+            spectrum = torch.fft.rfft2(wide, norm="ortho") * gain
+            return torch.fft.irfft2(spectrum, s=(height, width), norm="ortho").to(x.dtype)
+        return _srf_real(wide, gain).to(x.dtype)
+
+
+def _srf_real(
+    x: Float[Tensor, "b c h w"], gain: Float[Tensor, "c h f"]
+) -> Float[Tensor, "b c h w"]:
+    batch, channels, height, width = x.shape
+    rows = real_basis(height, height // 2, x.dtype, x.device).matrix
+    columns = real_basis(width, width // 2, x.dtype, x.device).matrix
+    even_HWC, odd_HWC = split_gain(gain, width)
+    x_BHWC = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    c = torch.matmul(rows.t(), x_BHWC).view(batch, height, width, channels)
+    c = torch.matmul(columns.t(), c)
+    c = torch.addcmul(c * even_HWC, _swap(_swap(c, 1), 2), odd_HWC)
+    c = torch.matmul(columns, c).view(batch, height, width * channels)
+    c = torch.matmul(rows, c).view(batch, height, width, channels)
+    return c.permute(0, 3, 1, 2)
+
+
+def _swap(c: Tensor, dim: int) -> Tensor:
+    """Exchange cosines and sines of a complete real basis along `dim`."""
+    n = c.shape[dim]
+    pairs = (n - 1) // 2
+    parts = c.split([1, pairs, pairs, n - 1 - 2 * pairs], dim)
+    return torch.cat([parts[0], parts[2], parts[1], parts[3]], dim)
+
+
+def split_gain(
+    gain: Float[Tensor, "c h f"], width: int
+) -> tuple[Float[Tensor, "h w c"], Float[Tensor, "h w c"]]:
+    """Turn half-spectrum gains into their even and odd parts on the complete real basis.
+
+    With (c, s) for cosine and sine, first along H, and g± = gain(±u, v), the filter acts on the four
+    coefficients of a pair (u, v) as
+
+        cc' = e·cc - o·ss,   ss' = e·ss - o·cc,   sc' = e·sc + o·cs,   cs' = e·cs + o·sc,
+
+    e = (g+ + g-)/2 and o = (g+ - g-)/2, which follows from writing the waves cos(u ± v), sin(u ± v)
+    as products. The second result holds -o for cc and ss, +o for sc and cs, and 0 where the basis has
+    no sine partner.
+    """
+    height = gain.shape[1]
+    h_pairs, w_pairs = (height - 1) // 2, (width - 1) // 2
+    mirrored = torch.cat([gain[:, :1], gain[:, 1:].flip(1)], dim=1)  # gain(-u, v)
+    even, odd = (gain + mirrored) / 2, (gain - mirrored) / 2
+
+    def rows(part: Tensor, cos: int, sin: int, lone: int) -> Tensor:
+        """Arrange FFT rows as [1, cos 1..m, sin 1..m, (n/2)], each block scaled by its factor."""
+        u = part[:, 1 : h_pairs + 1]
+        blocks = [part[:, :1] * lone, u * cos, u * sin]
+        if height % 2 == 0:
+            blocks.append(part[:, height // 2 : height // 2 + 1] * lone)
+        return torch.cat(blocks, dim=1)
+
+    def columns(cos: Tensor, sin: Tensor, lone: int) -> Tensor:
+        """Arrange half-spectrum columns in the same way; `sin` holds the sine block's values."""
+        blocks = [cos[..., :1] * lone, cos[..., 1 : w_pairs + 1], sin[..., 1 : w_pairs + 1]]
+        if width % 2 == 0:
+            blocks.append(cos[..., width // 2 :] * lone)
+        return torch.cat(blocks, dim=-1)
+
+    even_rows = rows(even, 1, 1, 1)
+    even_CHW = columns(even_rows, even_rows, 1)
+    odd_CHW = columns(rows(odd, -1, 1, 0), rows(odd, 1, -1, 0), 0)
+    return even_CHW.permute(1, 2, 0), odd_CHW.permute(1, 2, 0)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Leave float32 and float64 as they are: an FFT in half precision is neither exact nor general."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def gate_sizes(channels: int, gates: int) -> list[int]:
+    """Sizes of `torch.chunk(x, gates, dim=1)`, which differ where `gates` does not divide."""
+    size = math.ceil(channels / gates)
+    return [min(size, channels - start) for start in range(0, channels, size)]
+
+
+def channel_gates(balance: Sequence[float], channels: int) -> tuple[tuple[float, int], ...]:
+    """Pair each λ_b with its number of channels."""
+    return tuple(zip(balance, gate_sizes(channels, len(balance)), strict=True))
