@@ -1,0 +1,284 @@
+"""Images of a folder, or of any other source that timm reads, as a classifier trains on them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from lightning import LightningDataModule
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.dataset import ImageDataset, IterableImageDataset
+from timm.data.dataset_factory import create_dataset
+from timm.data.transforms_factory import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from spanet_lightning.data.checks import (
+    CheckedImages,
+    check_class_folders,
+    check_same_classes,
+    read_folder,
+    split_folder,
+)
+from spanet_lightning.data.loaders import eval_loader, train_loader
+from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
+
+SOURCES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+TrainInterpolation = Literal["random", "bilinear", "bicubic", "nearest", "lanczos"]
+
+
+class ImageClassificationDataModule(LightningDataModule):
+    """Labelled images through timm's transforms, by default a folder for each split and class.
+
+    The defaults of augmentation are those of the published ImageNet recipe. Random erasing comes
+    before Mixup here; the published runs, which mixed while collating, erased last.
+
+    Args:
+        root: Folder of the data: `root/<split>/<class>/*.jpg` for an empty `dataset`.
+        dataset: Empty for folders, or another source in the words of `timm.data.create_dataset`:
+            `wds/...`, `hfds/...`, `torch/...`; these may need a package of their own.
+        train_split: Split to train on.
+        val_split: Split that steers the run.
+        test_split: Split to test on; null is `val_split`.
+        predict_root: Folder of images to predict, searched through; null predicts the test split.
+        num_classes: Classes of a `dataset` that can't tell; null counts those of folders.
+        image_size: Height and width of the network's input, in pixels.
+        crop_pct: At evaluation, `image_size` over the length to which the shorter side is resized
+            before the central crop.
+        interpolation: How images are resized at evaluation.
+        train_interpolation: How images are resized in training; random is bilinear or bicubic.
+        scale: Range of the share of the area that a random crop keeps.
+        ratio: Range of the crop's width over its height before it is resized to a square.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength of colour jitter, where `auto_augment` is null.
+        auto_augment: Policy in timm's notation, such as `rand-m9-mstd0.5-inc1`; null is none.
+        re_prob: Probability that random erasing fills one box of the image with noise.
+        mean: Mean of each channel, of values in [0, 1], that is subtracted.
+        std: Standard deviation of each channel that is divided by.
+        batch_size: Images in a batch, on each device.
+        num_workers: Processes that load, on each device; 0 loads in the training process.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        dataset: str = "",
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str | None = None,
+        predict_root: str | None = None,
+        num_classes: int | None = None,
+        image_size: int = 224,
+        crop_pct: float = 0.9,
+        interpolation: Interpolation = "bicubic",
+        train_interpolation: TrainInterpolation = "random",
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        re_prob: float = 0.25,
+        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+        batch_size: int = 128,
+        num_workers: int = 8,
+    ) -> None:
+        super().__init__()
+        if dataset and not dataset.startswith(SOURCES):
+            accepted = ", ".join(repr(f"{source}...") for source in SOURCES)
+            hint = did_you_mean(f"{dataset.partition('/')[0]}/", SOURCES)
+            raise invalid("dataset", dataset, f"'' for folders or one of {accepted}", hint)
+        if batch_size < 1:
+            raise invalid("batch_size", batch_size, "at least 1")
+        if num_workers < 0:
+            raise invalid("num_workers", num_workers, "at least 0")
+        if num_classes is not None and num_classes < 2:
+            raise invalid("num_classes", num_classes, "null or at least 2")
+        if image_size < 32:
+            raise invalid("image_size", image_size, "at least 32 pixels")
+        if not 0 < crop_pct <= 1:
+            raise invalid("crop_pct", crop_pct, "a number in (0, 1]")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise invalid("scale", scale, "a range within (0, 1]")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise invalid("ratio", ratio, "a range of numbers above 0")
+        for key, share in (("hflip", hflip), ("re_prob", re_prob)):
+            if not 0 <= share <= 1:
+                raise invalid(key, share, "a number in [0, 1]")
+        if min(std) <= 0:
+            raise invalid("std", std, "numbers above 0")
+        for key, value, names in (
+            ("interpolation", interpolation, get_args(Interpolation)),
+            ("train_interpolation", train_interpolation, get_args(TrainInterpolation)),
+        ):
+            if value not in names:
+                raise invalid_choice(key, value, names)
+        self.root = root
+        self.dataset = dataset
+        self.train_split = train_split
+        self.val_split = val_split
+        self.test_split = test_split
+        self.predict_root = predict_root
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._num_classes = num_classes
+        self._readers: dict[str, Any] = {}
+        self._datasets: dict[str, Dataset[Any]] = {}
+        try:
+            self.train_transform = create_transform(
+                image_size,
+                is_training=True,
+                scale=scale,
+                ratio=ratio,
+                hflip=hflip,
+                color_jitter=color_jitter,
+                auto_augment=auto_augment,
+                interpolation=train_interpolation,
+                re_prob=re_prob,
+                re_mode="pixel",
+                re_count=1,
+                mean=mean,
+                std=std,
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            # everything else is checked above; timm says little of what it makes of a policy
+            accepted = "null or a policy of timm's, such as 'rand-m9-mstd0.5-inc1' or 'original'"
+            raise invalid("auto_augment", auto_augment, accepted) from error
+        self.eval_transform = create_transform(
+            image_size, interpolation=interpolation, crop_pct=crop_pct, mean=mean, std=std
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels.
+
+        Raises:
+            DataError: If the data can't tell and `num_classes` is null.
+        """
+        if not self.dataset:
+            # The validation split has the same classes, as `setup` checks, in far fewer files.
+            # Without it, the training split tells, or the error of a missing folder.
+            try:
+                reader = self._reader("val_split")
+            except DataError:
+                reader = self._reader("train_split")
+            return tuple(reader.class_to_idx)
+        if self._num_classes is not None:
+            return tuple(map(str, range(self._num_classes)))
+        names = getattr(self._open("val_split"), "classes", None)  # torchvision's sets have them
+        if names is None:
+            raise DataError(
+                f"num_classes: got null, expected a number, as {self.dataset!r} does not tell"
+            )
+        return tuple(names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data."""
+        return self._num_classes or len(self.class_names)
+
+    @property
+    def predict_files(self) -> list[str]:
+        """Paths of the images of `predict_root`, in the order in which they are predicted."""
+        if self.predict_root is None:
+            raise invalid("predict_root", None, "a folder")
+        return [path for path, _ in self._predicted().samples]
+
+    def setup(self, stage: str) -> None:
+        """List the images of the splits that `stage` reads, and check them.
+
+        Raises:
+            DataError: If a folder is missing or empty, or classes differ between splits.
+        """
+        if stage == "predict" and self.predict_root is not None:
+            self._datasets["predict"] = CheckedImages(self._predicted(), self.eval_transform)
+            return
+        keys = {"fit": ("train_split", "val_split"), "validate": ("val_split",)}
+        for key in keys.get(stage, ("test_split",)):
+            self._datasets[key] = self._open(key)
+        if stage == "fit" and not self.dataset:
+            train, val = self._reader("train_split"), self._reader("val_split")
+            check_same_classes(
+                (Path(train.root), list(train.class_to_idx)),
+                (Path(val.root), list(val.class_to_idx)),
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches of the training split, augmented."""
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        dataset = self._datasets["train_split"]
+        if isinstance(dataset, IterableImageDataset):
+            dataset.set_epoch(epoch)  # type: ignore[no-untyped-call]
+        return train_loader(
+            dataset, batch_size=self.batch_size, num_workers=self.num_workers, epoch=epoch
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation split in order."""
+        return self._evaluated("val_split")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test split in order."""
+        return self._evaluated("test_split")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the images of `predict_root`, or of the test split without it, in order."""
+        return self._evaluated("test_split" if self.predict_root is None else "predict")
+
+    def _evaluated(self, key: str) -> DataLoader[Any]:
+        return eval_loader(
+            self._datasets[key], batch_size=self.batch_size, num_workers=self.num_workers
+        )
+
+    def _split(self, key: str) -> str:
+        """Return the name of the split that argument `key` names."""
+        name: str | None = getattr(self, key)
+        return self.val_split if name is None else name
+
+    def _reader(self, key: str) -> Any:
+        """Return timm's reader of a split's folder, which takes a while for millions: only once."""
+        split = self._split(key)
+        if split not in self._readers:
+            folder = split_folder(self.root, split, key)
+            reader = read_folder(folder)
+            check_class_folders(folder, reader)
+            self._readers[split] = reader
+        return self._readers[split]
+
+    def _predicted(self) -> Any:
+        folder = Path(str(self.predict_root))
+        if not folder.is_dir():
+            raise DataError(f"predict_root: found no folder at {folder}, expected one of images")
+        return read_folder(folder)
+
+    def _open(self, key: str) -> Dataset[Any]:
+        """Return the data set of a split, with the transform that it is read with."""
+        training = key == "train_split"
+        transform = self.train_transform if training else self.eval_transform
+        if not self.dataset:
+            return CheckedImages(self._reader(key), transform)
+        split = self._split(key)
+        try:
+            dataset: Any = create_dataset(
+                self.dataset,
+                root=self.root,
+                split=split,
+                is_training=training,
+                batch_size=self.batch_size,
+                seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),
+            )
+        except Exception as error:  # as many kinds as there are sources, a missing package included
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(
+                f"dataset: can't open {self.dataset!r}, split {split!r}, at {self.root}: {reason}"
+            ) from error
+        if isinstance(dataset, ImageDataset):
+            return CheckedImages(dataset.reader, transform)
+        if isinstance(dataset, IterableImageDataset):
+            dataset.set_loader_cfg(num_workers=self.num_workers)
+        dataset.transform = transform
+        return cast("Dataset[Any]", dataset)

@@ -1,0 +1,245 @@
+"""Image classification: training with Mixup and CutMix, evaluation by top-1, top-5 and loss."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.data.mixup import Mixup
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from spanet_lightning.backbones import Backbone, load_official
+from spanet_lightning.errors import DataError, invalid
+from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks.base import Task
+
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and class indices (B,)
+
+_ADAMW = OptimizerConfig()
+_COSINE = ScheduleConfig()
+
+
+class Prediction(TypedDict):
+    """What `predict_step` returns for a batch of B images and K classes.
+
+    Attributes:
+        probabilities: Softmax of the logits, shape (B, K).
+        top_classes: The `min(5, K)` most probable classes of each image, best first.
+        top_probabilities: Their probabilities.
+    """
+
+    probabilities: Tensor
+    top_classes: Tensor
+    top_probabilities: Tensor
+
+
+class ClassificationTask(Task):
+    """Train and evaluate a backbone as an image classifier.
+
+    Logs `val/top1`, `val/top5` (with more than 5 classes) and `val/loss`, the same under `test/`,
+    `train/loss`, and `train/top1` where neither Mixup nor CutMix is on. Accuracies are fractions in
+    [0, 1]. `val/` and `test/` cover the whole set, every image with the same weight; their loss is
+    the plain cross-entropy in nats, that of training is against smoothed and mixed targets.
+
+    The defaults of mixing and smoothing are those of the published ImageNet recipe.
+
+    Args:
+        backbone: The network, built for the number of classes of the data.
+        optimizer: Which optimizer updates the weights, and how.
+        schedule: How the learning rate moves over the run.
+        mixup_alpha: Mixup blends two images in shares drawn from Beta(alpha, alpha); 0 is off
+            (arXiv:1710.09412).
+        cutmix_alpha: CutMix pastes a box whose share is drawn likewise; 0 is off
+            (arXiv:1905.04899).
+        mixup_prob: Probability that a batch is mixed at all.
+        mixup_switch_prob: Probability of CutMix rather than Mixup for a batch where both are on.
+        label_smoothing: Share of each target spread evenly over all classes, mixed or not.
+        weights: Checkpoint to start from: an official one or the project's own safetensors, read by
+            `spanet_lightning.load_official`. Null starts from random weights.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+        CheckpointError: If `weights` can't be read or don't fit the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerConfig = _ADAMW,
+        schedule: ScheduleConfig = _COSINE,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        mixup_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+        label_smoothing: float = 0.1,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__(backbone, optimizer, schedule)
+        self._remember_arguments()
+        for key, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+            if not 0 <= alpha < float("inf"):
+                raise invalid(key, alpha, "a number of at least 0")
+        for key, share in (
+            ("mixup_prob", mixup_prob),
+            ("mixup_switch_prob", mixup_switch_prob),
+            ("label_smoothing", label_smoothing),
+        ):
+            if not 0 <= share <= 1:
+                raise invalid(key, share, "a number in [0, 1]")
+        classes = backbone.num_classes
+        if classes < 2:
+            raise invalid("backbone.num_classes", classes, "at least 2 classes")
+        if weights is not None:
+            load_official(backbone, weights)
+
+        self.label_smoothing = label_smoothing
+        self.mixup: Mixup | None = None
+        if mixup_prob > 0 and (mixup_alpha > 0 or cutmix_alpha > 0):
+            self.mixup = Mixup(  # type: ignore[no-untyped-call]
+                mixup_alpha=mixup_alpha,
+                cutmix_alpha=cutmix_alpha,
+                prob=mixup_prob,
+                switch_prob=mixup_switch_prob,
+                label_smoothing=label_smoothing,
+                num_classes=classes,
+            )
+        self.train_top1 = _top(1, classes)
+        self.val_metrics = _metrics("val", classes)
+        self.test_metrics = _metrics("test", classes)
+
+    def _remember_arguments(self) -> None:
+        """Store what a checkpoint needs to rebuild the task.
+
+        Built by LightningCLI, that is the configuration with its class paths. Built by hand, the
+        parts are objects, which would be pickled into each checkpoint and then refused when it is
+        loaded safely; they are left out: `load_from_checkpoint(path, backbone=...)`.
+        """
+        frame = inspect.currentframe()
+        init = None if frame is None else frame.f_back
+        # Not to the logger: the resolved configuration is recorded there as a whole.
+        parts = ["backbone", "optimizer", "schedule"]
+        self.save_hyperparameters(ignore=parts, frame=init, logger=False)
+        if "_instantiator" in self.hparams:  # LightningCLI's mark
+            self.save_hyperparameters(frame=init, logger=False)
+        # The checkpoint holds the weights: reloading it must not need the file they began from.
+        self.hparams["weights"] = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse a backbone whose number of classes is not that of the data."""
+        data_classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        if stage != "predict" and data_classes not in (None, self.backbone.num_classes):
+            raise invalid(
+                "backbone.num_classes",
+                self.backbone.num_classes,
+                f"{data_classes}, the number of classes of the data",
+            )
+
+    def check(self, batch: Batch) -> None:
+        """Refuse images that are not finite and labels that are not classes of the backbone.
+
+        Raises:
+            DataError: In either case, with the value received.
+        """
+        images, labels = batch
+        classes = self.backbone.num_classes
+        if not torch.isfinite(images.sum()):
+            raise DataError("images: got a value that is not finite, expected finite numbers")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise DataError(
+                f"labels: got {low if low < 0 else high}, expected 0 to {classes - 1}, "
+                f"as backbone.num_classes is {classes}"
+            )
+
+    def mixed(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "_ c h w"], Tensor]:
+        """Return a batch as it is trained on: mixed images, soft targets of shape (b, classes).
+
+        Without Mixup and CutMix both come back as they are. Images are mixed with the batch in
+        reverse order, so the last of an odd number would have to be mixed with its neighbour's
+        partner: it is left out instead.
+        """
+        if self.mixup is None:
+            return images, labels
+        even = len(images) - len(images) % 2
+        images, targets = self.mixup(images[:even], labels[:even])
+        return images, targets
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean cross-entropy of a batch against its smoothed, possibly mixed targets."""
+        if _cheap_to_check(batch, batch_idx):
+            self.check(batch)
+        images, targets = self.mixed(*batch)
+        logits = self.backbone(images).float()
+        # Mixup has smoothed its soft targets already; class indices are smoothed here.
+        smoothing = self.label_smoothing if self.mixup is None else 0.0
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if self.mixup is None:
+            self.train_top1.update(logits, targets)
+            self.log("train/top1", self.train_top1, on_step=False, on_epoch=True)
+        self.log(
+            "train/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(images),
+        )
+        self.log("loss", loss, prog_bar=True, logger=False)  # of this batch, for who watches
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the figures under `val/`."""
+        self.evaluate(batch, batch_idx, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the figures under `test/`."""
+        self.evaluate(batch, batch_idx, self.test_metrics)
+
+    def evaluate(self, batch: Batch, batch_idx: int, metrics: MetricCollection) -> None:
+        """Add a batch to `metrics`, which are computed once the whole set has been seen."""
+        if _cheap_to_check(batch, batch_idx):
+            self.check(batch)
+        images, labels = batch
+        logits = self.backbone(images).float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        metrics.update(preds=logits, target=labels, value=losses)
+        self.log_dict(metrics, batch_size=len(images), prog_bar=True)
+
+    def predict_step(self, batch: Batch | Tensor) -> Prediction:
+        """Return the probabilities of a batch; labels that come along are ignored."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        probabilities = self.backbone(images).float().softmax(dim=-1)
+        top = probabilities.topk(min(5, probabilities.shape[-1]))
+        return {
+            "probabilities": probabilities,
+            "top_classes": top.indices,
+            "top_probabilities": top.values,
+        }
+
+
+def _cheap_to_check(batch: Batch, batch_idx: int) -> bool:
+    """Tell whether to look into a batch: an accelerator has to stop for it, so once an epoch."""
+    return batch_idx == 0 or batch[0].device.type == "cpu"
+
+
+def _top(k: int, classes: int) -> MulticlassAccuracy:
+    """Return the share of images whose class is among the `k` most probable ones."""
+    # Labels are checked in the step; torchmetrics' own check would stall an accelerator each time.
+    return MulticlassAccuracy(classes, top_k=k, average="micro", validate_args=False)
+
+
+def _metrics(split: str, classes: int) -> MetricCollection:
+    """Return the metrics of one split, named `split/...`."""
+    metrics: dict[str, Metric | MetricCollection] = {"top1": _top(1, classes), "loss": MeanMetric()}
+    if classes > 5:
+        metrics["top5"] = _top(5, classes)
+    # Compute groups would merge metrics whose states agree after the first batch: one batch with
+    # top-1 = top-5, such as any that is all correct, and top-5 reports top-1 from then on.
+    return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
