@@ -21,6 +21,7 @@ from spanet_lightning.data.checks import (
     split_folder,
 )
 from spanet_lightning.data.loaders import eval_loader, train_loader
+from spanet_lightning.data.posterize import repair_posterize
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
 SOURCES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
@@ -148,6 +149,7 @@ class ImageClassificationDataModule(LightningDataModule):
             # everything else is checked above; timm says little of what it makes of a policy
             accepted = "null or a policy of timm's, such as 'rand-m9-mstd0.5-inc1' or 'original'"
             raise invalid("auto_augment", auto_augment, accepted) from error
+        repair_posterize(self.train_transform)
         self.eval_transform = create_transform(
             image_size, interpolation=interpolation, crop_pct=crop_pct, mean=mean, std=std
         )
