@@ -1,0 +1,112 @@
+"""The `spanet` command: what there is around training.
+
+A subcommand is a module with `add_arguments(parser)` and `run(args)`, listed once in `COMMANDS`. It
+is imported only when it is called, so that none pays for what another needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from spanet_lightning import __version__
+from spanet_lightning.errors import ConfigError, invalid_choice
+from spanet_lightning.exit import exit_on_user_error
+from spanet_lightning.launcher import foreign_lightning, lightning_command
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        module: Where it is implemented.
+        help: What it does, in one line.
+    """
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "models": Command("models", "list the variants: parameters, MACs, published figures"),
+    "convert": Command("convert", "turn an official checkpoint into safetensors"),
+    "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are the user's, in one line, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the arguments.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{self.prog}: {message}; see '{self.prog} --help'")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a subcommand; a user's mistake ends it with one line and exit code 2.
+
+    Args:
+        args: What follows the program's name; None takes it from `sys.argv`.
+    """
+    with exit_on_user_error():
+        run(sys.argv[1:] if args is None else args)
+
+
+def run(args: Sequence[str]) -> None:
+    """Run a subcommand.
+
+    Args:
+        args: What follows the program's name.
+
+    Raises:
+        SpanetError: For whatever the user got wrong.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return
+    name, *rest = args
+    if name == "--version":
+        print(f"spanet-lightning {__version__}")
+        return
+    if name not in COMMANDS:
+        raise invalid_choice("command", name, COMMANDS)
+    command = COMMANDS[name]
+    module = importlib.import_module(f"spanet_lightning.commands.{command.module}")
+    parser = OneLineParser(
+        prog=f"spanet {name}",
+        description=module.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    # What a command does not know is a key of the experiment that it runs, if it runs any.
+    known, unknown = parser.parse_known_args(rest)
+    if unknown and not getattr(module, "TAKES_OVERRIDES", False):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    known.overrides = unknown
+    module.run(known)
+
+
+def overview() -> str:
+    """Return the help: the subcommands, and how to train."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: spanet COMMAND [ARGUMENTS]", "", "commands:"]
+    lines += [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    lines += [
+        "",
+        "spanet COMMAND --help lists the arguments of a command.",
+        f"To train: {lightning_command()} fit --config FILE; {lightning_command()} --help",
+    ]
+    note = foreign_lightning()
+    return "\n".join([*lines, *([note] if note else [])])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The `lightning` command: `fit`, `validate`, `test` and `predict` for a configured experiment.
+
+`main` is what the command calls, `run` the same for other code: it raises instead of exiting.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from spanet_lightning.cli.experiment import Experiment
+from spanet_lightning.exit import exit_on_user_error
+
+__all__ = ["Experiment", "main", "run"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command line; a user's mistake ends it with one line and exit code 2.
+
+    Args:
+        args: What follows the program's name; None takes it from `sys.argv`.
+    """
+    with exit_on_user_error():
+        run(sys.argv[1:] if args is None else args)
+
+
+def run(args: Sequence[str], show_results: bool = True) -> Experiment:
+    """Run a command line and return what it built.
+
+    Args:
+        args: What follows the program's name.
+        show_results: Whether to end training with a table of its results.
+
+    Raises:
+        SpanetError: For whatever the user got wrong.
+    """
+    return Experiment(args, show_results)

@@ -1,0 +1,389 @@
+"""`lightning fit|validate|test|predict`: an experiment that a configuration describes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import spanet_lightning
+from spanet_lightning import summary, tracking
+from spanet_lightning.backbones import Backbone
+from spanet_lightning.cli import check, checkpoints, keys, sources
+from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
+from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
+from spanet_lightning.cli.record import RunRecord, run_name
+from spanet_lightning.cli.wording import one_line
+from spanet_lightning.cost import ModelCost, model_cost
+from spanet_lightning.errors import ConfigError, SpanetError, invalid_choice
+from spanet_lightning.exit import users_error
+
+NUM_CLASSES = "model.init_args.backbone.init_args.num_classes"
+RUNS = "runs"
+_NOISE = (
+    "💡 Tip",
+    "GPU available: False",
+    "TPU available",
+    "HPU available",
+    "Seed set to",
+    "Trainer already configured with model summary",
+)
+# Lightning adds these names to `--help`; what they do has no place on this command line.
+_HIDDEN = {
+    # Always true: with false, a checkpoint could run any code that it brings.
+    "weights_only",
+}
+
+
+class Experiment(LightningCLI):
+    """One command line, parsed, checked, built and run.
+
+    Args:
+        args: What follows the program's name.
+        show_results: Whether to end training with a table of its results.
+
+    Attributes:
+        record: What the run's folder is, where there is one.
+        throughput: The meter of training speed.
+
+    Raises:
+        SpanetError: For whatever the user got wrong.
+    """
+
+    def __init__(self, args: Sequence[str], show_results: bool = True) -> None:
+        self.args = list(args)
+        self.show_results = show_results
+        self.record: RunRecord | None = None
+        self.throughput = ImagesPerSecond()
+        self.where: dict[str, str] = {}
+        check.restrict_imports()
+        for (
+            public
+        ) in spanet_lightning.__all__:  # jsonargparse knows the short names of what is loaded
+            getattr(spanet_lightning, public)
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        # Subcommands print their help in the main parser's format.
+        main = {
+            **strict,
+            "prog": program(),
+            "description": "Train and evaluate the experiment that configurations describe.",
+            "formatter_class": LineHelpFormatter,
+        }
+        commands = {name: {**strict, "epilog": knobs(name)} for name in self.subcommands()}
+        _quieten()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # RunRecord saves it, once nothing can be wrong any more
+            seed_everything_default=0,
+            trainer_defaults={
+                "logger": tracking.default_logger(),
+                "default_root_dir": RUNS,
+                # RunRecord logs the whole configuration, under its own keys.
+                "enable_autolog_hparams": False,
+            },
+            parser_kwargs={**main, **commands},
+            auto_configure_optimizers=False,
+            args=self.args,
+        )
+
+    # -- the command line
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands, each with the arguments of Trainer's method that are not offered."""
+        return {name: skip | _HIDDEN for name, skip in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a run needs beside model, data and trainer."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run and of its folder below trainer.default_root_dir; "
+            "null names it after the first --config.",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/top1",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                # One `best.ckpt` and one `last.ckpt`, whatever the epoch.
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        # The data knows how many classes there are; the model must not be told another number.
+        parser.link_arguments("data.num_classes", NUM_CLASSES, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Check what was written, then let jsonargparse parse it.
+
+        Raises:
+            ConfigError: If a key or a value is wrong.
+        """
+        command, rest = self._command()
+        if command is not None and not _asks_for_help(rest):
+            linked = {NUM_CLASSES.replace(".init_args", ""): "data.num_classes"}
+            found = check.Check(check.value_keys(self._subcommand_parsers[command]), linked)
+            tree = sources.collect(rest)
+            found.run(tree)
+            self.where = found.where
+            for key in ("model", "data"):
+                if key not in tree.value:
+                    raise ConfigError(
+                        f"{key}: is missing; give it in a file (--config FILE) or as --{key} CLASS"
+                    )
+        try:
+            self.config = parser.parse_args(self.args)
+        except ArgumentError as error:
+            raise ConfigError(one_line(str(error))) from None
+        if command is not None and self.config[command]["name"] is None:
+            self.config[command]["name"] = run_name(_config_files(rest))
+
+    def _command(self) -> tuple[str | None, list[str]]:
+        """Return the subcommand and what follows it; None where the line only asks for help."""
+        names = list(self.subcommands())
+        if not self.args:
+            raise ConfigError(f"command: is missing; expected one of {', '.join(names)}")
+        first, *rest = self.args
+        if first in ("-h", "--help"):
+            return None, []
+        if first not in names:
+            raise invalid_choice("command", first, names)
+        return first, rest
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone.
+
+        Lightning overrides the configured model by the hyperparameters that a checkpoint holds,
+        class paths included: the file would decide what is imported and built.
+        """
+
+    # -- building
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer.
+
+        Raises:
+            SpanetError: If a constructor refuses what was configured.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            found = users_error(error)
+            if found is None:
+                raise
+            raise keys.with_full_key(found, self.flat_config(), self.where) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the default callbacks, where the user has not brought their own.
+
+        Raises:
+            ConfigError: If the trainer refuses its arguments.
+            CheckpointError: If `ckpt_path` can't be resumed from.
+        """
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        ckpt_path = self._get(self.config_init, "ckpt_path")
+        if ckpt_path is not None:
+            checkpoints.check(ckpt_path, self.model, config["default_root_dir"] or RUNS)
+        if config["logger"] is True:  # "the default one": for us that is not TensorBoard
+            config["logger"] = tracking.MLflowLogger()
+        given = config["callbacks"] or []
+        given = list(given) if isinstance(given, list) else [given]
+        config["callbacks"] = given + self._default_callbacks(config, given)
+        try:
+            return Trainer(**config)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise self._trainer_error(config, str(error)) from error
+
+    def _trainer_error(self, config: Mapping[str, Any], text: str) -> ConfigError:
+        """Name the key that Lightning's message is about, where that can be told."""
+        given = {
+            full: str(config.get(full.removeprefix("trainer.")))
+            for full in self.where
+            if full.startswith("trainer.")
+        }
+        names = {full: full.removeprefix("trainer.") for full in given}
+        likely = [full for full, name in names.items() if f"{name}=" in text]
+        likely += [full for full, name in names.items() if f"`{name}`" in text]
+        likely += [full for full, value in given.items() if value in text.split()]
+        if not likely:
+            return ConfigError(f"trainer: {one_line(text)}")
+        full = likely[0]
+        place = f"{self.where[full]}: " if self.where[full] else ""
+        return ConfigError(f"{place}{full}: got {given[full]!r}: {one_line(text)}")
+
+    def _default_callbacks(
+        self, config: Mapping[str, Any], given: Sequence[Callback]
+    ) -> list[Callback]:
+        """Return the callbacks of a run, each left out where the user gave one of its kind."""
+        if config["barebones"]:
+            return []
+
+        def absent(kind: type[Callback]) -> bool:
+            return not any(isinstance(callback, kind) for callback in given)
+
+        fitting = self.subcommand == "fit"
+        callbacks: list[Callback] = []
+        if fitting:
+            callbacks.append(self.throughput)
+        if config["enable_progress_bar"] is not False and absent(ProgressBar):
+            callbacks.append(progress_bar(self.throughput))
+        if fitting and config["enable_model_summary"] is not False and absent(ModelSummary):
+            callbacks.append(ParameterTable())
+        if fitting and config["logger"] and absent(LearningRateMonitor):
+            callbacks.append(LearningRateMonitor())
+        saving = config["enable_checkpointing"] is not False
+        if fitting and saving and absent(ModelCheckpoint):
+            callbacks.append(self._get(self.config_init, "checkpoint"))
+        if not config["fast_dev_run"]:
+            self.record = self._record(config, [*given, *callbacks])
+            callbacks.append(self.record)
+        return callbacks
+
+    def _record(self, config: Mapping[str, Any], callbacks: Sequence[Callback]) -> RunRecord:
+        root = Path(config["default_root_dir"] or RUNS)
+        saved = self._get(self.config_init, "ckpt_path")
+        # Resuming from a folder of ours goes on in it; from anywhere else, it starts a new one.
+        source = Path(saved).parent if saved is not None and self.subcommand == "fit" else None
+        resumed = source is not None and source.resolve().parent == root.resolve()
+        folder = source if source is not None and resumed else root / self._get(self.config, "name")
+        parser = self._parser(self.subcommand)
+        if resumed:
+            warnings.filterwarnings("ignore", message=".*exists and is not empty")
+        return RunRecord(
+            folder,
+            config=parser.dump(self.config[str(self.subcommand)], skip_none=False),
+            params=self._params(),
+            checkpoints=[
+                callback
+                for callback in callbacks
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None
+            ],
+            resumed=resumed,
+        )
+
+    def flat_config(self) -> dict[str, Any]:
+        """Return the resolved configuration by dotted keys, as `--key value` takes them."""
+        text = self._parser(self.subcommand).dump(
+            self.config[str(self.subcommand)], skip_none=False
+        )
+        return keys.flatten(yaml.safe_load(text))
+
+    def _params(self) -> dict[str, Any]:
+        """Return what the tracker records as parameters: what was set, and what the model costs."""
+        # An address may hold a password, and says where the record is, not what the run was.
+        params = {
+            key: value
+            for key, value in self.flat_config().items()
+            if value is not None and not key.startswith("trainer.logger.")
+        }
+        if self.cost is not None:
+            params |= {f"cost.{key}": value for key, value in asdict(self.cost).items()}
+        return params
+
+    @cached_property
+    def cost(self) -> ModelCost | None:
+        """Parameters and MACs of the backbone at the size of the data; None where unknown."""
+        backbone = getattr(self.model, "backbone", None)
+        size = getattr(self.datamodule, "image_size", getattr(backbone, "img_size", None))
+        if not isinstance(backbone, Backbone) or size is None:
+            return None
+        try:
+            return model_cost(backbone, size, backbone.in_chans)
+        except (NotImplementedError, RuntimeError):
+            # An operation of somebody's own that can't be counted is no reason not to train.
+            return None
+
+    # -- running
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SpanetError as error:
+            raise keys.with_full_key(error, self.flat_config(), self.where) from error
+        except MisconfigurationException as error:
+            # Raised late, by a callback that finds no such metric and the like.
+            raise ConfigError(one_line(str(error))) from error
+
+    def after_fit(self) -> None:
+        """Print what came out."""
+        if self.show_results and self.record is not None and self.trainer.is_global_zero:
+            summary.show("Training ended", self.results())
+
+    def results(self) -> dict[str, str | None]:
+        """Return the rows of the table that ends a run."""
+        saver = self.trainer.checkpoint_callback
+        best = getattr(saver, "best_model_score", None)
+        path = getattr(saver, "best_model_path", "") or None
+        cost = self.cost
+        return {
+            f"best {getattr(saver, 'monitor', None)}": None
+            if best is None
+            else f"{float(best):.4f}",
+            "parameters": None if cost is None else f"{cost.parameters:,}",
+            "MACs": None if cost is None else summary.macs(cost),
+            "images/s": f"{self.throughput.rate:.0f} in training",
+            "checkpoint": None if path is None else relative(path),
+            "run folder": None if self.record is None else str(self.record.folder),
+            "dashboard": tracking.dashboard(self.trainer.loggers),
+        }
+
+
+def relative(path: str) -> str:
+    """Return a path as seen from the working directory, where it is below it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _asks_for_help(args: Sequence[str]) -> bool:
+    return any(
+        name in ("-h", "--help") or name.endswith(".help") for name, _ in sources.options(args)
+    )
+
+
+def _config_files(args: Sequence[str]) -> list[str]:
+    return [text for name, text in sources.options(args) if name in sources.CONFIG_OPTIONS and text]
+
+
+def _quieten() -> None:
+    """Drop the lines that Lightning prints at every start and that say nothing of this run."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_NOISE)
+
+    # Lightning 2.6 on torch 2.14; about their code, not about what a user wrote.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    # Only training saves checkpoints, so nothing else has the callback that did.
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if not any(getattr(old, "__name__", "") == keep.__name__ for old in handler.filters):
+                handler.addFilter(keep)

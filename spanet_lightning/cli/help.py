@@ -1,0 +1,50 @@
+"""Help texts: which keys a configuration has beyond those that the main help lists."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+from jsonargparse import DefaultHelpFormatter
+
+from spanet_lightning.backbones import SPANet, SPANetV2
+from spanet_lightning.cli.check import class_keys
+from spanet_lightning.launcher import MODULE
+
+
+class LineHelpFormatter(DefaultHelpFormatter):
+    """Leaves the line breaks of an epilog as they are: its lines are commands to copy."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "".join(f"{indent}{line}\n" for line in text.splitlines())
+
+
+def program() -> str:
+    """Return what the user typed to get here, for the help texts."""
+    called = Path(sys.argv[0]).stem
+    return called if called == "lightning" else MODULE
+
+
+def knobs(command: str) -> str:
+    """Return the end of a command's help: the keys of the backbones, and how to list all others.
+
+    Args:
+        command: A subcommand, such as "fit".
+    """
+    lines = ["A backbone's arguments are keys of the form --model.backbone.KEY VALUE:"]
+    for backbone in (SPANet, SPANetV2):
+        keys = [key for key in class_keys(backbone) if key != "num_classes"]  # the data's to tell
+        names = f"{backbone.__name__}: {', '.join(keys)}"
+        lines += textwrap.wrap(names, width=78, initial_indent="  ", subsequent_indent="    ")
+    start = f"  {program()} {command}"
+    lines += [
+        "What they mean, and the arguments of a task and of its data:",
+        f"{start} --model ClassificationTask --model.backbone.help SPANetV2",
+        f"{start} --model.help ClassificationTask",
+        f"{start} --data.help ImageClassificationDataModule",
+        "Wherever a class_path is expected, so is the name of a class of spanet_lightning alone.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""The folder of a run and what is written into it once training really starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from spanet_lightning import tracking
+
+CONFIG_FILE = "config.yaml"
+
+
+class RunRecord(Callback):
+    """Reserves the folder of a run, saves the configuration there and with the tracker.
+
+    All of it happens when the first step is about to be taken, or the first batch evaluated. By
+    then the data has been found and the checkpoint read: whatever a user got wrong has come up,
+    and leaves no trace on disk.
+
+    Args:
+        folder: Wanted folder; where it is taken, a number is added to its name.
+        config: The resolved configuration as YAML.
+        params: The configuration by dotted keys, and what the model costs.
+        checkpoints: The checkpoint callbacks that save into the folder.
+        resumed: Whether the folder is that of the run that is resumed, and so is used as it is.
+
+    Attributes:
+        folder: The folder of the run, as reserved.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: str,
+        params: Mapping[str, Any],
+        checkpoints: Sequence[ModelCheckpoint] = (),
+        resumed: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.params = params
+        self.checkpoints = checkpoints
+        self.resumed = resumed
+        self._recorded = False
+        if resumed:
+            # Before Lightning restores their state, which holds only for the same folder.
+            self._place_checkpoints()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reserve the folder, save the configuration, and tell the tracker."""
+        if not self.resumed:
+            reserved = reserve(self.folder) if trainer.is_global_zero else self.folder
+            self.folder = Path(trainer.strategy.broadcast(str(reserved)))
+            self._place_checkpoints()
+        if trainer.is_global_zero:
+            # A resumed run keeps the file that it began with.
+            name = "config.resumed.yaml" if self.resumed else CONFIG_FILE
+            write(self.folder / name, self.config)
+        self._record(trainer, {"mlflow.runName": self.folder.name, "folder": str(self.folder)})
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the tracker what is validated, where this is no part of a training run."""
+        if trainer.state.fn == "validate":
+            self._record(trainer, {"mlflow.runName": f"{self.folder.name} validate"})
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the tracker what is tested, unless the same run was trained before."""
+        self._record(trainer, {"mlflow.runName": f"{self.folder.name} test"})
+
+    def _record(self, trainer: Trainer, tags: Mapping[str, str]) -> None:
+        if trainer.is_global_zero and not self._recorded:
+            tracking.record(trainer.loggers, self.params, self.config, tags)
+        self._recorded = True
+
+    def _place_checkpoints(self) -> None:
+        for callback in self.checkpoints:
+            # The form that Lightning compares with what a checkpoint remembers.
+            callback.dirpath = os.path.realpath(self.folder)
+
+
+def reserve(folder: Path) -> Path:
+    """Create a folder that did not exist, so that runs started at once never share one.
+
+    Args:
+        folder: Wanted folder; where it is taken, `-2`, `-3`, … is added to its name.
+
+    Returns:
+        The folder that was created.
+    """
+    candidate, number = folder, 1
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            candidate = folder.with_name(f"{folder.name}-{number}")
+        else:
+            return candidate
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def run_name(configs: Sequence[str]) -> str:
+    """Name a run after its first configuration: `configs/digits/spanetv2.yaml`, "digits-spanetv2".
+
+    Args:
+        configs: Paths of the configurations, as given.
+    """
+    if not configs:
+        return "run"
+    path = Path(configs[0])
+    if path.name in (CONFIG_FILE, "config.resumed.yaml"):  # of an earlier run: named as its folder
+        return path.resolve().parent.name
+    parent = path.resolve().parent.name
+    return path.stem if parent in ("", "configs") else f"{parent}-{path.stem}"

@@ -1,0 +1,1 @@
+"""The subcommands of `spanet`: a module each, imported when it is called."""

@@ -1,0 +1,58 @@
+"""Train a small model on embedded images and test it: a minute or two on two CPU cores.
+
+The experiment is one that `lightning fit --config FILE` runs as well; further `--key value` pairs
+change it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from spanet_lightning import cli, launcher, summary
+
+TAKES_OVERRIDES = True
+CONFIG = "configs/digits/spanetv2.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `spanet demo`."""
+    parser.add_argument(
+        "-c", "--config", default=None, help=f"experiment to run (default: {CONFIG})"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, test the best checkpoint, and print a table of the results.
+
+    Raises:
+        SpanetError: If the configuration is wrong.
+    """
+    config = args.config or str(default_config())
+    print(f"Running: {launcher.lightning_command()} fit --config {config}", flush=True)
+    experiment = cli.run(["fit", "--config", config, *args.overrides], show_results=False)
+    trainer = experiment.trainer
+    # In the same run of the tracker, and on the checkpoint that validation chose.
+    (tested,) = trainer.test(
+        experiment.model,
+        datamodule=experiment.datamodule,
+        ckpt_path="best",
+        weights_only=True,
+        verbose=False,
+    )
+    if trainer.is_global_zero:
+        accuracy = tested.get("test/top1")
+        rows = {"test accuracy": None if accuracy is None else f"{100 * accuracy:.2f} %"}
+        summary.show("Results", {**rows, **experiment.results()})
+        note = launcher.foreign_lightning()
+        if note:
+            print(note)
+
+
+def default_config() -> Path:
+    """Return the demo's configuration: in the working directory, a checkout, or the package."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (Path(), package.parent, package):
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+    return Path(CONFIG)
