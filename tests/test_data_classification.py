@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import has_len
 from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
 from torchvision import transforms
 
 from spanet_lightning.data import ImageClassificationDataModule
 from spanet_lightning.data.checks import UnreadableImageError
+from spanet_lightning.data.loaders import eval_loader
 from spanet_lightning.data.posterize import posterize
 from spanet_lightning.errors import ConfigError, DataError
 
@@ -97,6 +101,25 @@ def test_other_sources_of_timm_work(root: Path) -> None:
     assert data.class_names == CLASSES
     images, _ = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 32, 32)
+
+
+class Shards(IterableDataset[int]):
+    """Ten numbers, shared out among the workers, as a reader of shards does it."""
+
+    def __iter__(self) -> Iterator[int]:
+        worker = get_worker_info()
+        yield from range(10) if worker is None else range(worker.id, 10, worker.num_workers)
+
+    def __len__(self) -> int:
+        return 10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_evaluated_to_its_end(workers: int) -> None:
+    """Lightning stops at the length of a loader, and two workers make one batch more than it."""
+    loader = eval_loader(Shards(), batch_size=4, num_workers=workers)
+    assert sorted(torch.cat(list(loader)).tolist()) == list(range(10))
+    assert not has_len(loader)
 
 
 # In which form

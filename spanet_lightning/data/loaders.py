@@ -44,6 +44,23 @@ class EpochShuffle(Sampler[int]):
         return self.size
 
 
+class Stream(IterableDataset[Any]):
+    """An iterable data set that does not tell its length, so that it is read to its end.
+
+    Each worker ends with a batch of its own that is not full. A loader whose length is known counts
+    one such batch, and Lightning stops there: with two workers the last images would be missing.
+
+    Args:
+        dataset: What to iterate over.
+    """
+
+    def __init__(self, dataset: IterableDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.dataset
+
+
 def _seed(epoch: int) -> int:
     # Lightning's seed_everything leaves the run's seed there; 0 without, as Lightning's samplers.
     return (int(os.environ.get("PL_GLOBAL_SEED", "0")) << 20) + epoch
@@ -88,7 +105,15 @@ def train_loader(
 
 
 def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Return a loader of everything in its own order, the last batch as small as it comes."""
+    """Return a loader of everything in its own order, the last batch as small as it comes.
+
+    Args:
+        dataset: What to evaluate.
+        batch_size: Images in a batch, on each device.
+        num_workers: Processes that load; 0 loads in the training process.
+    """
+    if isinstance(dataset, IterableDataset):
+        dataset = Stream(dataset)
     return DataLoader(
         dataset,
         batch_size=batch_size,
