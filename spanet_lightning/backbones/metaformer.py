@@ -144,7 +144,7 @@ class Backbone(nn.Module):
         self._build_head = head
 
         self.stem = Downsample(in_chans, dims[0], 7, 4, 2, downsample_norm)
-        rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64).tolist()
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages = []
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             blocks = [
@@ -270,11 +270,15 @@ class Backbone(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns of parameter groups, by stage (`coarse`) or by block."""
-        blocks: Any = r"^stages\.(\d+)" if coarse else [
-            (r"^stages\.(\d+)\.downsample", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^norm", (99999,)),
-        ]
+        blocks: Any = (
+            r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ]
+        )
         return {"stem": r"^stem", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:

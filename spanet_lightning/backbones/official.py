@@ -299,7 +299,10 @@ def _split_filters(out: _Translated) -> str | None:
     for key in concatenated:
         ours = key.removesuffix("@all")
         mixer = ours.removesuffix(".srf.logits")
-        heads = sum(re.fullmatch(rf"{re.escape(mixer)}\.local\.\d+\.weight", k) is not None for k in out.tensors)
+        heads = sum(
+            re.fullmatch(rf"{re.escape(mixer)}\.local\.\d+\.weight", k) is not None
+            for k in out.tensors
+        )
         source = out.sources.pop(key)
         for i, part in enumerate(out.tensors.pop(key).chunk(max(heads, 1))):
             out.tensors[f"{ours}.{i}"] = part
@@ -430,7 +433,7 @@ def _check_masks(model: Backbone, name: str, translated: _Translated) -> dict[st
         if not torch.allclose(mask.float().squeeze(0), expected, atol=1e-6):
             raise CheckpointError(
                 f"{name}: the mask {source!r} differs from the model's: radius={gates.radius}, "
-                f"balance={[b for b, _ in gates.gates]}, ring={gates.ring} are not the checkpoint's"
+                f"gates={gates.gates} are not the checkpoint's"
             )
         reasons[source] = _MASK_REASON
     return reasons

@@ -83,9 +83,8 @@ class SpectralGates(nn.Module):
         impl: SpectralImpl,
     ) -> None:
         super().__init__()
-        self.gates = spectral.channel_gates(balance, channels)
+        self.gates = spectral.gates(balance, ring, channels)
         self.radius = radius
-        self.ring = ring
         self.impl: SpectralImpl = impl
         self.weight = nn.Parameter(torch.empty(channels, channels, 1, 1))
         # One row a gate: the official gates have a bias each. One bias would compute the same, but
@@ -96,33 +95,30 @@ class SpectralGates(nn.Module):
     def reset_parameters(self) -> None:
         """Draw each gate's columns and bias as a convolution over its chunk alone would."""
         start = 0
-        for row, (_, size) in zip(self.bias, self.gates, strict=True):
-            bound = size**-0.5
+        for row, gate in zip(self.bias, self.gates, strict=True):
+            bound = gate.channels**-0.5
             with torch.no_grad():
-                self.weight[:, start : start + size].uniform_(-bound, bound)
+                self.weight[:, start : start + gate.channels].uniform_(-bound, bound)
                 row.uniform_(-bound, bound)
-            start += size
+            start += gate.channels
 
     def forward(self, q: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the context of local features `q`, same shape."""
         bias = self.bias.sum(0)
         if self.radius is None:
             return nn.functional.conv2d(q, self.weight, bias)
-        return spectral.spf_conv1x1(
-            q, self.weight, bias, self.radius, self.gates, self.ring, self.impl
-        )
+        return spectral.spf_conv1x1(q, self.weight, bias, self.radius, self.gates, self.impl)
 
     def mask(self, gate: int, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
         """Return gate's mask with the zero frequency at the centre, as the official code stores it."""
         if self.radius is None:
             return torch.ones(height, width)
-        balance, _ = self.gates[gate]
-        mask = spectral.circular_mask(height, width, self.radius, balance, self.ring)
+        mask = spectral.circular_mask(height, width, self.radius, self.gates[gate])
         return torch.fft.fftshift(mask)
 
     def extra_repr(self) -> str:
         """Show what is not a parameter."""
-        return f"radius={self.radius}, gates={self.gates}, ring={self.ring}, impl={self.impl!r}"
+        return f"radius={self.radius}, gates={self.gates}, impl={self.impl!r}"
 
 
 class SPAM(nn.Module):
@@ -234,9 +230,7 @@ class SPANet(Backbone):
         mlp_ratio = validate.positive("mlp_ratio", mlp_ratio)
 
         def mixer(stage: int, dim: int) -> nn.Module:
-            gates = SpectralGates(
-                dim, radius[stage] if spf else None, balance, ring, spectral_impl
-            )
+            gates = SpectralGates(dim, radius[stage] if spf else None, balance, ring, spectral_impl)
             return SPAM(dim, kernel_size, gates, aggregation)
 
         super().__init__(

@@ -29,10 +29,12 @@ one pair (u, v) span the same four-dimensional space as the complex waves (±u, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, ParamSpec, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -109,20 +111,49 @@ def signed_frequencies(n: int) -> list[int]:
     return [k - n if k >= (n + 1) // 2 else k for k in range(n)]
 
 
-def circular_gain(
-    squared_distance: int, radius: float, balance: float, ring: float | None
-) -> tuple[float, float]:
-    """Return the SPF's gain at one frequency, and the gain far outside, both float32-rounded.
+class Gate(NamedTuple):
+    """The SPF's weights for some channels, rounded to float32 as in the official code.
 
-    The rounding follows the official code, whose high-band weight is the float32 result of 1 - λ.
+    Attributes:
+        low: λ_b, inside the circle.
+        circle: At distance exactly r.
+        high: 1 - λ_b, outside. The official code computes it in float32, so it is not 0.3 for 0.7.
+        channels: Number of channels that the gate filters.
     """
-    low = torch.tensor(balance, dtype=torch.float32)
+
+    low: float
+    circle: float
+    high: float
+    channels: int
+
+    def at(self, squared_distance: int, radius: float) -> float:
+        """Return the weight at a squared distance from the zero frequency."""
+        if squared_distance == radius**2:
+            return self.circle
+        return self.low if squared_distance < radius**2 else self.high
+
+
+def gates(balance: Sequence[float], ring: float | None, channels: int) -> tuple[Gate, ...]:
+    """Split channels into gates, one for each λ_b, of the sizes that `torch.chunk` gives.
+
+    Args:
+        balance: λ_b of each gate.
+        ring: The weight on the circle itself: 1/3 in the official code; `None` counts the circle as
+            outside, as the paper's equation does.
+        channels: Number of channels C.
+    """
+    low = torch.tensor(list(balance), dtype=torch.float32, device="cpu")
     high = 1 - low
-    on_circle = high if ring is None else torch.tensor(ring, dtype=torch.float32)
-    gain = low if squared_distance < radius**2 else high
-    if squared_distance == radius**2:
-        gain = on_circle
-    return gain.item(), high.item()
+    circle = high if ring is None else torch.full_like(low, ring)
+    values = zip(low.tolist(), circle.tolist(), high.tolist(), strict=True)
+    sizes = gate_sizes(channels, len(balance))
+    return tuple(Gate(*weights, size) for weights, size in zip(values, sizes, strict=True))
+
+
+def gate_sizes(channels: int, number: int) -> list[int]:
+    """Sizes of `torch.chunk(x, number, dim=1)`, which differ where `number` does not divide."""
+    size = math.ceil(channels / number)
+    return [min(size, channels - start) for start in range(0, channels, size)]
 
 
 @_constant
@@ -130,8 +161,7 @@ def circular_mask(
     height: int,
     width: int,
     radius: float,
-    balance: float,
-    ring: float | None = 1 / 3,
+    gate: Gate,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Float[Tensor, "h w"]:
@@ -141,17 +171,12 @@ def circular_mask(
         height: Rows of the spectrum.
         width: Columns of the full (not half) spectrum.
         radius: Radius r of the circle, in cycles per side.
-        balance: λ_b, the weight inside; 1 - λ_b is the weight outside.
-        ring: The weight at distance exactly r: 1/3 in the official code; `None` counts the circle
-            as outside, as the paper's equation does.
+        gate: The weights inside, on and outside the circle.
         dtype: Type of the mask.
         device: Device of the mask.
     """
     v_all = signed_frequencies(width)
-    rows = [
-        [circular_gain(u * u + v * v, radius, balance, ring)[0] for v in v_all]
-        for u in signed_frequencies(height)
-    ]
+    rows = [[gate.at(u * u + v * v, radius) for v in v_all] for u in signed_frequencies(height)]
     return torch.tensor(rows, dtype=dtype, device=device)
 
 
@@ -176,27 +201,24 @@ def low_band(
     height: int,
     width: int,
     radius: float,
-    gates: tuple[tuple[float, int], ...],
-    ring: float | None,
+    gates: tuple[Gate, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> LowBand:
-    """Build the SPF of channels that fall into `gates`, pairs (λ_b, number of channels)."""
+    """Build the SPF of channels that fall into `gates`, in their order."""
     top = math.floor(radius)
     rows = real_basis(height, top, dtype, device)
     columns = real_basis(width, top, dtype, device)
     deviation, high = [], []
-    for balance, channels in gates:
-        gain = [
-            [circular_gain(u * u + v * v, radius, balance, ring) for v in columns.frequencies]
+    for gate in gates:
+        inside = [
+            [gate.at(u * u + v * v, radius) - gate.high for v in columns.frequencies]
             for u in rows.frequencies
         ]
-        inside = torch.tensor(gain, dtype=torch.float64, device=device)
-        deviation.append((inside[..., 0] - inside[..., 1]).unsqueeze(-1).expand(-1, -1, channels))
-        high.append(inside[0, 0, 1].expand(channels))
-    return LowBand(
-        rows.matrix, columns.matrix, torch.cat(deviation, -1).to(dtype), torch.cat(high).to(dtype)
-    )
+        one = torch.tensor(inside, dtype=dtype, device=device)
+        deviation.append(one.unsqueeze(-1).expand(-1, -1, gate.channels))
+        high.append(torch.full((gate.channels,), gate.high, dtype=dtype, device=device))
+    return LowBand(rows.matrix, columns.matrix, torch.cat(deviation, -1), torch.cat(high))
 
 
 def spf_uses_fft(impl: SpectralImpl, height: int, width: int, radius: float) -> bool:
@@ -209,19 +231,18 @@ def spf_uses_fft(impl: SpectralImpl, height: int, width: int, radius: float) -> 
 def spf_fft(
     x: Float[Tensor, "b c h w"],
     radius: float,
-    gates: tuple[tuple[float, int], ...],
-    ring: float | None,
+    gates: tuple[Gate, ...],
 ) -> Float[Tensor, "b c h w"]:
     """Filter by the real FFT: `irfft2(rfft2(x)·mask)`, in float32 at least."""
     height, width = x.shape[-2:]
     wide = _at_least_float32(x)
     masks = [
-        circular_mask(height, width, radius, balance, ring, wide.dtype, x.device)[
+        circular_mask(height, width, radius, gate, wide.dtype, x.device)[
             :, : width // 2 + 1
-        ].expand(channels, -1, -1)
-        for balance, channels in gates
+        ].expand(gate.channels, -1, -1)
+        for gate in gates
     ]
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device):
         spectrum = torch.fft.rfft2(wide, norm="ortho") * torch.cat(masks)
         return torch.fft.irfft2(spectrum, s=(height, width), norm="ortho").to(x.dtype)
 
@@ -231,8 +252,7 @@ def spf_conv1x1(
     weight: Float[Tensor, "d c 1 1"],
     bias: Float[Tensor, " d"],
     radius: float,
-    gates: tuple[tuple[float, int], ...],
-    ring: float | None,
+    gates: tuple[Gate, ...],
     impl: SpectralImpl = "auto",
 ) -> Float[Tensor, "b d h w"]:
     """Filter, then mix channels: `conv1x1(SPF(x))`, without building SPF(x).
@@ -246,29 +266,43 @@ def spf_conv1x1(
         weight: The 1×1 convolution's weight.
         bias: Its bias.
         radius: Radius of the SPF, in cycles per side.
-        gates: Pairs (λ_b, number of channels), in the order of the channels of `x`.
-        ring: Weight on the circle, or `None` for 1 - λ_b.
+        gates: The weights of the channels of `x`, in their order.
         impl: See `SpectralImpl`.
     """
     batch, channels, height, width = x.shape
     if spf_uses_fft(impl, height, width, radius):
-        return F.conv2d(spf_fft(x, radius, gates, ring), weight, bias)
-    band = low_band(height, width, radius, gates, ring, _at_least_float32(weight).dtype, x.device)
+        return F.conv2d(spf_fft(x, radius, gates), weight, bias)
+    band = low_band(height, width, radius, gates, _at_least_float32(weight).dtype, x.device)
     out = F.conv2d(x, weight * band.high.view(1, -1, 1, 1), bias)
 
     # Pixels first: with channels last, (B, H, W·C) is a view and both large products are plain ones.
     x_BHWC = x.permute(0, 2, 3, 1)
-    rows = band.rows.to(out.dtype)
-    low = torch.matmul(rows.t(), x_BHWC.reshape(batch, height, width * channels).to(out.dtype))
-    low = low.view(batch, -1, width, channels)
+    rows = _split(band.rows, out.dtype)
+    low = torch.matmul(
+        torch.cat(rows, 1).t(), x_BHWC.reshape(batch, height, width * channels).to(out.dtype)
+    )
     # What is left is small: K·W values a channel. It is cheap to keep the products in float32.
-    with torch.autocast(x.device.type, enabled=False):
-        low = torch.matmul(band.columns.t(), low.to(band.columns.dtype)) * band.deviation
+    with _without_autocast(x.device):
+        low = low.to(band.rows.dtype).view(batch, len(rows), -1, width, channels).sum(1)
+        low = torch.matmul(band.columns.t(), low) * band.deviation
         low = torch.matmul(low, weight.view(weight.shape[0], channels).t().to(low.dtype))
-        low = torch.matmul(band.columns, low).to(out.dtype)
-    low = torch.matmul(rows, low.reshape(batch, rows.shape[1], -1))
-    low = low.view(batch, height, width, -1)
-    return out + low.permute(0, 3, 1, 2)
+        low = torch.matmul(band.columns, low)
+    low_parts = _split(low.view(batch, band.rows.shape[1], -1), out.dtype)
+    # (r1 + r2)·(l1 + l2) without the negligible r2·l2, as one product that is added on the way: half
+    # precision then rounds no more often than on the FFT's path.
+    left = torch.cat([*rows, rows[0]] if len(rows) > 1 else rows, dim=1)
+    right = torch.cat([low_parts[0], *low_parts] if len(rows) > 1 else low_parts, dim=1)
+    out_BHWD = out.permute(0, 2, 3, 1).reshape(batch, height, -1)
+    out_BHWD = torch.baddbmm(out_BHWD, left.expand(batch, -1, -1), right)
+    return out_BHWD.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _split(a: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return `a` as a sum of one (no rounding) or two tensors of type `dtype`: value and rest."""
+    if a.dtype == dtype:
+        return [a]
+    value = a.to(dtype)
+    return [value, (a - value).to(dtype)]
 
 
 def resize_logits(
@@ -313,7 +347,7 @@ def srf(
     """
     height, width = x.shape[-2:]
     wide = _at_least_float32(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device):
         gain = gain.to(wide.dtype)
         if srf_uses_fft(impl, height, width):
             spectrum = torch.fft.rfft2(wide, norm="ortho") * gain
@@ -385,17 +419,13 @@ def split_gain(
     return even_CHW.permute(1, 2, 0), odd_CHW.permute(1, 2, 0)
 
 
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Leave autocast where it is on. Where it is off nothing is entered, so nothing is exported."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     """Leave float32 and float64 as they are: an FFT in half precision is neither exact nor general."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def gate_sizes(channels: int, gates: int) -> list[int]:
-    """Sizes of `torch.chunk(x, gates, dim=1)`, which differ where `gates` does not divide."""
-    size = math.ceil(channels / gates)
-    return [min(size, channels - start) for start in range(0, channels, size)]
-
-
-def channel_gates(balance: Sequence[float], channels: int) -> tuple[tuple[float, int], ...]:
-    """Pair each λ_b with its number of channels."""
-    return tuple(zip(balance, gate_sizes(channels, len(balance)), strict=True))

@@ -92,9 +92,7 @@ def kernel_size(key: str, value: Any) -> int:
     return value
 
 
-def choices_per_stage(
-    key: str, value: Any, choices: Collection[str]
-) -> tuple[str, str, str, str]:
+def choices_per_stage(key: str, value: Any, choices: Collection[str]) -> tuple[str, str, str, str]:
     """Return `value`, one of `choices` for each of the four stages."""
     if not _is_sequence(value) or len(value) != STAGES:
         raise invalid(key, value, f"four of {', '.join(map(repr, choices))}, one a stage")

@@ -1,0 +1,363 @@
+"""If one of these fails, a variant is not the published one, or timm's habits do not hold for it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from spanet_lightning import SPANet, SPANetV2
+from spanet_lightning.errors import ConfigError
+from tests.reference import mixers
+
+# Exact figures of the official code. V1's exclude its frozen masks (28,659,780 with them for "s").
+PARAMETERS = {
+    "spanet_s": 28_605_096,
+    "spanet_m": 41_686_952,
+    "spanet_mx": 54_768_808,
+    "spanet_b": 75_856_168,
+    "spanet_bx": 99_718_312,
+    "spanetv2_s18_pure": 29_162_892,
+    "spanetv2_s18_hybrid": 26_991_948,
+    "spanetv2_s36_pure": 44_098_608,
+    "spanetv2_s36_hybrid": 40_669_104,
+    "spanetv2_m36_pure": 62_934_832,
+    "spanetv2_m36_hybrid": 58_334_896,
+    "spanetv2_b36_pure": 109_557_808,
+    "spanetv2_b36_hybrid": 101_802_544,
+}
+TINY = ["test_spanet", "test_spanetv2"]
+HYBRID = ("spam", "spam", "mixed", "attention")
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_exactly_the_official_ones(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_all_variants_are_listed():
+    assert set(timm.list_models("spanet*")) == set(PARAMETERS)
+    assert set(timm.list_models("test_spanet*")) == set(TINY)
+
+
+@pytest.mark.parametrize("name", [*PARAMETERS, *TINY])
+def test_every_parameter_gets_a_finite_gradient_and_state_survives_safetensors(name, tmp_path):
+    model = timm.create_model(name, num_classes=5, img_size=64)
+    x = torch.randn(1, 3, 64, 64)
+    logits = model(x)
+    assert logits.shape == (1, 5)
+    logits.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again = timm.create_model(name, num_classes=5, img_size=64)
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), again.eval()(x))
+
+
+@pytest.mark.parametrize("name", [*PARAMETERS, *TINY])
+def test_features_match_feature_info(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, features_only=True)
+        features = model(torch.empty(1, 3, 224, 224))
+    assert [f.shape[1] for f in features] == model.feature_info.channels()
+    assert [224 // f.shape[2] for f in features] == model.feature_info.reduction() == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_timm_interface(name):
+    model = timm.create_model(name, num_classes=3, in_chans=1, drop_path_rate=0.2)
+    x = torch.randn(2, 1, 48, 64)
+    last, stages = model.eval().forward_intermediates(x)
+    assert torch.equal(last, stages[-1])
+    assert torch.allclose(model.forward_head(last), model(x), atol=1e-6)
+    assert model.forward_head(last, pre_logits=True).shape == (2, model.num_features)
+    only = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    assert torch.equal(only[0], stages[1])
+
+    some = timm.create_model(name, features_only=True, out_indices=(1, 3), in_chans=1)
+    assert [f.shape[1] for f in some(x)] == [model.feature_info[i]["num_chs"] for i in (1, 3)]
+    assert not [k for k in dict(some.named_parameters()) if "head" in k]
+
+    assert model.get_classifier() is model.head
+    model.reset_classifier(7)
+    assert model(x).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+    assert model.no_weight_decay() == set()
+    assert model.default_cfg["crop_pct"] == (0.9 if name == "test_spanet" else 1.0)
+    assert model.default_cfg["interpolation"] == "bicubic"
+
+
+def test_default_cfgs_hold_crop_and_weights():
+    crop = {"spanet_s": 0.9, "spanet_m": 0.9, "spanet_mx": 0.9, "spanet_b": 0.95, "spanet_bx": 0.95}
+    for name in PARAMETERS:
+        assert timm.get_pretrained_cfg(name).crop_pct == crop.get(name, 1.0)
+    assert timm.get_pretrained_cfg("spanet_s").url.endswith("/spanet-small.pth")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_layer_groups_cover_all_parameters_in_order(name):
+    from timm.models import group_parameters
+
+    model = timm.create_model(name)
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
+        assert set(groups) == {key for key, _ in model.named_parameters()}
+        assert groups["stem.conv.weight"] == 0
+        assert groups["head.weight" if name == "test_spanet" else "head.fc2.weight"] == max(
+            groups.values()
+        )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_gradient_checkpointing_changes_no_gradient(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3)
+    x = torch.randn(2, 3, 64, 64)
+    grads = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (224, 224), (63, 180)])
+def test_any_size_runs_and_leaves_no_trace_in_the_state(name, size):
+    model = timm.create_model(name, num_classes=3).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    first = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(first)
+        out = model(torch.randn(1, 3, *size))
+        again = model(first)
+    assert out.isfinite().all()
+    assert torch.equal(expected, again)  # the official detection code's mask would have drifted
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_models_can_be_copied_and_pickled(name):
+    model = timm.create_model(name)
+    copy.deepcopy(model)
+    pickle.loads(pickle.dumps(model)).reset_classifier(3)
+
+
+# The mixers against the papers' equations.
+
+SIZES = [(8, 8), (7, 7), (9, 6), (5, 8)]
+
+
+def features(channels, size):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(2, channels, *size, generator=g, dtype=torch.float64)
+
+
+def randomised(module):
+    g = torch.Generator().manual_seed(1)
+    for p in module.parameters():
+        p.data = torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.3
+    return module.double()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"ring": None},
+        {"spf": False},
+        {"aggregation": "add"},
+        {"kernel_size": 3, "radius": (4, 3, 2, 1.5)},
+        {"balance": (0.6,)},
+        {"balance": (0.5, 0.6, 0.7, 0.8, 1.0), "spectral_impl": "fft"},
+    ],
+    ids=str,
+)
+def test_v1_mixer_is_the_papers(size, knobs):
+    model = SPANet("test", **knobs)
+    mixer = randomised(model.stages[0].blocks[0].mixer)
+    x = features(24, size)
+    expected = mixers.spam_v1(
+        x,
+        mixer,
+        radius=knobs.get("radius", (2,))[0] if knobs.get("spf", True) else None,
+        balance=knobs.get("balance", (0.7, 0.8, 0.9)),
+        ring=knobs.get("ring", 1 / 3),
+        aggregation=knobs.get("aggregation", "hadamard"),
+    )
+    assert torch.allclose(mixer(x), expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"head_layout": "concatenated"},
+        {"srf": False},
+        {"srf_gate": "scaled_sigmoid"},
+        {"kernel_sizes": (5, 3)},
+        {"kernel_sizes": 7, "num_heads": 8},
+        {"spectral_impl": "fft"},
+    ],
+    ids=str,
+)
+def test_v2_mixer_is_the_papers(size, knobs):
+    model = SPANetV2("test", img_size=32, **knobs)
+    mixer = randomised(model.stages[0].blocks[0].mixer)
+    x = features(16, size)
+    expected = mixers.spam_v2(x, mixer, head_layout=knobs.get("head_layout", "interleaved"))
+    assert torch.allclose(mixer(x), expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["attention", "mixed"])
+def test_attention_is_the_papers(kind):
+    model = SPANetV2("test", mixers=("spam", "spam", kind, kind))
+    mixer = randomised(model.stages[2].blocks[0].mixer)
+    x = features(64, (5, 7))
+    assert torch.allclose(mixer(x), mixers.attention(x, mixer), atol=1e-10, rtol=1e-10)
+
+
+def test_folded_star_relu_is_the_equation():
+    mlp = randomised(SPANetV2("test").stages[0].blocks[0].mlp)
+    x = features(16, (4, 5))
+    assert torch.allclose(mlp(x), mixers.star_relu_mlp(x, mlp), atol=1e-10, rtol=1e-10)
+
+
+# The ablation knobs.
+
+
+def test_variant_rows_can_be_overridden():
+    model = SPANetV2("s18_hybrid", depths=(1, 1, 1, 1), dims=(32, 32, 64, 64))
+    assert [len(stage.blocks) for stage in model.stages] == [1, 1, 1, 1]
+    assert type(model.stages[3].blocks[0].mixer).__name__ == "Attention"
+    pure = SPANetV2("s18_hybrid", depths=(1, 1, 1, 1), mixers=("spam",) * 4)
+    assert type(pure.stages[3].blocks[0].mixer).__name__ == "SPAM"
+
+
+@pytest.mark.parametrize(
+    ("scale", "res", "layer"), [("res", 6, 0), ("layer", 0, 10), ("none", 0, 0)]
+)
+def test_branch_scale(scale, res, layer):
+    for cls in (SPANet, SPANetV2):
+        keys = dict(cls("test", branch_scale=scale).named_parameters())
+        assert sum("res_scale" in k for k in keys) == res
+        assert sum("layer_scale" in k for k in keys) == layer
+
+
+def test_drop_path_grows_linearly_from_zero():
+    model = SPANet("s", depths=(2, 1, 1, 1), drop_path_rate=0.4)
+    rates = [
+        getattr(block.drop_path1, "drop_prob", 0.0)
+        for stage in model.stages
+        for block in stage.blocks
+    ]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_head_dropout_is_really_applied():
+    for cls in (SPANet, SPANetV2):
+        model = cls("test", num_classes=3, drop_rate=0.9).train()
+        x = torch.randn(1, 3, 32, 32)
+        assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("cls", "knobs", "words"),
+    [
+        (SPANet, {"variant": "small"}, ("variant", "'small'", "'s'")),
+        (SPANetV2, {"variant": "s18_hybird"}, ("variant", "did you mean 's18_hybrid'?")),
+        (SPANet, {"radius": (2, 2, 1)}, ("radius", "(2, 2, 1)", "one a stage")),
+        (SPANet, {"radius": (2, 2, 1, -1)}, ("radius", "-1", "at least 0")),
+        (SPANet, {"kernel_size": 4}, ("kernel_size", "4", "odd")),
+        (SPANet, {"kernel_size": 99}, ("kernel_size", "99", "1 to 31")),
+        (SPANet, {"balance": (0.7, 1.2)}, ("balance[1]", "1.2", "[0, 1]")),
+        (SPANet, {"balance": ()}, ("balance", "()")),
+        (SPANet, {"balance": (0.5,) * 40}, ("balance", "24 channels")),
+        (SPANet, {"aggregation": "sum"}, ("aggregation", "'sum'", "'add'")),
+        (SPANet, {"ring": 2}, ("ring", "2", "[0, 1]")),
+        (SPANet, {"depths": (1, 2)}, ("depths", "(1, 2)", "four")),
+        (SPANet, {"img_size": 16}, ("img_size", "16", "32")),
+        (SPANet, {"num_classes": -1}, ("num_classes", "-1")),
+        (SPANet, {"drop_path_rate": 1.0}, ("drop_path_rate", "1.0", "[0, 1)")),
+        (SPANetV2, {"kernel_sizes": (3, 4)}, ("kernel_sizes[1]", "4", "odd")),
+        (SPANetV2, {"kernel_sizes": ()}, ("kernel_sizes", "()")),
+        (SPANetV2, {"kernel_sizes": (3, 5), "num_heads": 4}, ("num_heads", "4", "2")),
+        (SPANetV2, {"kernel_sizes": (3, 5, 7)}, ("dims", "3 heads")),
+        (
+            SPANetV2,
+            {"mixers": ("spam", "conv", "spam", "spam")},
+            ("mixers[1]", "'conv'", "'mixed'"),
+        ),
+        (SPANetV2, {"mixers": ("mixed",) * 4}, ("dims", "32")),
+        (SPANetV2, {"head_layout": "concat"}, ("head_layout", "did you mean 'concatenated'?")),
+        (SPANetV2, {"srf_gate": "tanh"}, ("srf_gate", "'tanh'", "'scaled_sigmoid'")),
+        (SPANetV2, {"spectral_impl": "dct"}, ("spectral_impl", "'dct'", "'auto'")),
+        (SPANetV2, {"branch_scale": "both"}, ("branch_scale", "'both'", "'layer'")),
+    ],
+    ids=lambda v: v.__name__ if isinstance(v, type) else str(v)[:40],
+)
+def test_bad_arguments_are_named_with_value_and_what_is_accepted(cls, knobs, words):
+    with pytest.raises(ConfigError) as error:
+        cls(**{"variant": "test"} | knobs)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_too_small_an_image_is_one_clear_error():
+    with pytest.raises(ConfigError, match=r"image size: got \(31, 64\)"):
+        SPANet("test")(torch.randn(1, 3, 31, 64))
+
+
+COMPILE = """
+import torch, warnings
+from spanet_lightning import SPANet, SPANetV2
+for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
+              SPANetV2("test", num_classes=3, mixers=("spam", "spam", "mixed", "attention"))):
+    for training in (False, True):
+        model.train(training)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        x = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    program = torch.export.export(model.eval(), (x,))
+    nodes = [n for g in program.graph_module.modules() if hasattr(g, "graph") for n in g.graph.nodes]
+    assert not [n for n in nodes if "fft" in str(n.target)], "FFT operators in the exported graph"
+print("compiled")
+"""
+
+
+def test_compile_has_no_graph_break_and_export_no_fft():
+    """In a process of its own: the shape checks of this test run are not part of the models."""
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
+    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+
+
+def test_import_needs_neither_lightning_nor_mlflow_nor_optuna():
+    code = (
+        "import sys, spanet_lightning; "
+        "print([m for m in ('lightning', 'mlflow', 'optuna', 'torchvision') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() in ("[]", "['torchvision']"), done.stderr  # timm's data imports it
