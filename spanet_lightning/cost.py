@@ -2,7 +2,8 @@
 
 **Counted as MACs**: convolutions, linear layers and the two products of attention, one MAC for each
 multiplication with its addition. Not counted: norms, activations, element-wise products, resizing.
-(The official figures come from a counter that adds five operations per normalised value: 0.4-0.8 %.)
+(The official figures come from a counter that adds five operations per normalised value: 0.4-0.8
+%.)
 
 **Spectral operators** stand apart, because no counter of others includes them. Whatever computes
 them, each filtered map of n = H·W values is charged as one real FFT, one inverse and the gains:
@@ -74,6 +75,9 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
             spectral += spectral_macs(h, w, channels)
 
     shadow = _on_meta(model).eval()
+    for module in shadow.modules():  # what others hooked in is not to run here
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     named = {
         n: m for n, m in shadow.named_modules() if isinstance(m, (SpectralGates, SpectralRescaling))
     }

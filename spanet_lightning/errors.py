@@ -1,7 +1,8 @@
 """What a user can get wrong, as one family of errors.
 
 Everything here is raised with a single line that names the key or file, the value received and what
-is accepted. The command lines print that line without a stack trace and exit with `EXIT_USER_ERROR`.
+is accepted. The command lines print that line without a stack trace and exit with
+`EXIT_USER_ERROR`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the official repositories publish about each ImageNet variant, for the tables beside ours.
 
-Sources: the READMEs of SPANet-official and SPANetV2-official. Where README and official code differ,
-`note` says how; the exact figures that we hold ourselves to are those of the code (see the tests).
+Sources: the READMEs of SPANet-official and SPANetV2-official. Where README and official code
+differ, `note` says how; the exact figures that we hold ourselves to are those of the code (see the
+tests).
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ class MlpHead(nn.Module):
 
 
 def init_trunc_normal(module: nn.Module) -> None:
-    """Draw the weight of a convolution or linear layer from N(0, 0.02²), truncated; zero its bias."""
+    """Draw a layer's weight from N(0, 0.02²), truncated, and zero its bias."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

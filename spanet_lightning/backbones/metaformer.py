@@ -1,8 +1,8 @@
 """The four-stage skeleton that both generations fill with their own mixers, norms and MLPs.
 
 A MetaFormer (arXiv:2111.11418, arXiv:2210.13452) is a stem and four stages of pre-norm blocks
-`x + mixer(norm(x))`, `x + mlp(norm(x))`, with a strided convolution between stages: strides 4, 8, 16
-and 32. `Backbone` gives it timm's interface, so that timm's tools work on it.
+`x + mixer(norm(x))`, `x + mlp(norm(x))`, with a strided convolution between stages: strides 4, 8,
+16 and 32. `Backbone` gives it timm's interface, so that timm's tools work on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import DropPath
+from timm.layers import DropPath  # type: ignore[attr-defined]  # re-exported
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -69,7 +69,8 @@ class MetaFormerBlock(nn.Module):
         branch = self.drop_path1(self.mixer(self.norm1(x)))
         x = self.res_scale1(x) + self.layer_scale1(branch)
         branch = self.drop_path2(self.mlp(self.norm2(x)))
-        return self.res_scale2(x) + self.layer_scale2(branch)
+        y: Tensor = self.res_scale2(x) + self.layer_scale2(branch)
+        return y
 
 
 class Stage(nn.Module):
@@ -89,11 +90,8 @@ class Stage(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Return the stage's features."""
         x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x
+        y: Tensor = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return y
 
 
 class Backbone(nn.Module):
@@ -190,7 +188,7 @@ class Backbone(nn.Module):
     def forward_intermediates(
         self,
         x: Float[Tensor, "b i x y"],
-        indices: int | list[int] | tuple[int, ...] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -228,7 +226,7 @@ class Backbone(nn.Module):
 
     def prune_intermediate_layers(
         self,
-        indices: int | list[int] | tuple[int, ...] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -265,8 +263,9 @@ class Backbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of storing their activations."""
         self.grad_checkpointing = enable
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns of parameter groups, by stage (`coarse`) or by block."""

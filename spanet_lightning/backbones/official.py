@@ -7,15 +7,17 @@ checkpoints of both official repositories. What differs from ours:
 - V1's gates have one 1×1 convolution each: ours is their concatenation along the input channels;
 - V1's frozen masks are in ImageNet checkpoints and not in dense ones: ours are built on the way, so
   those are compared with the model's and left out;
-- V2 has two layouts. One keeps `filter_1..4` and `local_conv_1..4` and interleaves the heads' channels,
-  the other keeps one `filter` and `local_convs.*` and concatenates heads. Their tensors have the same
-  shapes for us but mean different functions: the model must be built with the matching `head_layout`.
+- V2 has two layouts. One keeps `filter_1..4` and `local_conv_1..4` and interleaves the heads'
+  channels, the other keeps one `filter` and `local_convs.*` and concatenates heads. Their tensors
+  have the same shapes for us but mean different functions: the model must be built with the
+  matching `head_layout`.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,41 +36,48 @@ FORMAT = "spanet_lightning"
 
 Rules = tuple[tuple[str, str], ...]
 
+# Patterns match whole names. Rules of blocks see what follows the block's own prefix. A part after
+# "@" marks tensors that are merged or split (`_merge_gates`, `_split_filters`).
 _V1_RULES: Rules = (
-    (r"patch_embed\.proj\.(weight|bias)", r"stem.conv.\1"),
-    (r"network\.([135])\.proj\.(weight|bias)", r"stages.<odd \1>.downsample.conv.\2"),
-    (r"network\.([0246])\.(\d+)\.token_mixer\.conv\.0\.(.+)", r"stages.<even \1>.blocks.\2.mixer.local_w.\3"),
-    (r"network\.([0246])\.(\d+)\.token_mixer\.conv\.1\.(.+)", r"stages.<even \1>.blocks.\2.mixer.local_h.\3"),
-    (r"network\.([0246])\.(\d+)\.token_mixer\.pws\.(\d+)\.(.+)", r"stages.<even \1>.blocks.\2.mixer.gates.\4@\3"),
-    (r"network\.([0246])\.(\d+)\.token_mixer\.sps\.(\d+)\.filter", r"stages.<even \1>.blocks.\2.mixer.gates.mask@\3"),
-    (r"network\.([0246])\.(\d+)\.token_mixer\.(proj_in|proj_out)\.(.+)", r"stages.<even \1>.blocks.\2.mixer.\3.\4"),
-    (r"network\.([0246])\.(\d+)\.((?:norm|mlp|res_scale|layer_scale).+)", r"stages.<even \1>.blocks.\2.\3"),
-    (r"norm([0246])\.(weight|bias)", r"output_norms.<even \1>.\2"),
-    (r"(norm|head)\.(weight|bias)", r"\1.\2"),
-)  # fmt: skip
-
+    (r"patch_embed\.proj\.(.+)", r"stem.conv.\1"),
+    (r"network\.([135])\.proj\.(.+)", r"stages.<odd \1>.downsample.conv.\2"),
+    (r"norm([0246])\.(.+)", r"output_norms.<even \1>.\2"),
+    (r"(norm|head)\.(.+)", r"\1.\2"),
+)
+_V1_BLOCK = r"network\.(?P<stage>[0246])\.(?P<block>\d+)\.(?P<rest>.+)"
+_V1_BLOCK_RULES: Rules = (
+    (r"token_mixer\.conv\.0\.(.+)", r"mixer.local_w.\1"),
+    (r"token_mixer\.conv\.1\.(.+)", r"mixer.local_h.\1"),
+    (r"token_mixer\.pws\.(\d+)\.(.+)", r"mixer.gates.\2@\1"),
+    (r"token_mixer\.sps\.(\d+)\.filter", r"mixer.gates.mask@\1"),
+    (r"token_mixer\.(proj_in|proj_out)\.(.+)", r"mixer.\1.\2"),
+    (r"(norm|mlp|res_scale|layer_scale)(.+)", r"\1\2"),
+)
 _V2_RULES: Rules = (
     (r"downsample_layers\.0\.conv\.(.+)", r"stem.conv.\1"),
     (r"downsample_layers\.0\.post_norm\.(.+)", r"stem.norm.\1"),
     (r"downsample_layers\.(\d)\.conv\.(.+)", r"stages.\1.downsample.conv.\2"),
     (r"downsample_layers\.(\d)\.pre_norm\.(.+)", r"stages.\1.downsample.norm.\2"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.query\.0\.(.+)", r"stages.\1.blocks.\2.mixer.query.\3"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.ctx\.(.+)", r"stages.\1.blocks.\2.mixer.context.\3"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.local_conv_(\d+)\.(.+)", r"stages.\1.blocks.\2.mixer.local.<minus one \3>.\4"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.local_convs\.(\d+)\.(.+)", r"stages.\1.blocks.\2.mixer.local.\3.\4"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.filter_(\d+)", r"stages.\1.blocks.\2.mixer.srf.logits.<minus one \3>"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.filter", r"stages.\1.blocks.\2.mixer.srf.logits@all"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.scale\.alpha", r"stages.\1.blocks.\2.mixer.srf.alpha"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.proj\.0\.(.+)", r"stages.\1.blocks.\2.mixer.expand.\3"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.proj\.1\.(.+)", r"stages.\1.blocks.\2.mixer.norm.\3"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.proj\.3\.(.+)", r"stages.\1.blocks.\2.mixer.reduce.\3"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.proj_out\.(.+)", r"stages.\1.blocks.\2.mixer.proj.\3"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.(qkv|proj)\.weight", r"stages.\1.blocks.\2.mixer.\3.weight"),
-    (r"stages\.(\d)\.(\d+)\.token_mixer\.local_conv\.weight", r"stages.\1.blocks.\2.mixer.local.weight"),
-    (r"stages\.(\d)\.(\d+)\.((?:norm|mlp|res_scale|layer_scale).+)", r"stages.\1.blocks.\2.\3"),
-    (r"norm([0-3])\.weight", r"output_norms.\1.weight"),
+    (r"norm([0-3])\.(.+)", r"output_norms.\1.\2"),
     (r"(norm|head)\.(.+)", r"\1.\2"),
-)  # fmt: skip
+)
+_V2_BLOCK = r"stages\.(?P<stage>\d)\.(?P<block>\d+)\.(?P<rest>.+)"
+_V2_BLOCK_RULES: Rules = (
+    (r"token_mixer\.query\.0\.(.+)", r"mixer.query.\1"),
+    (r"token_mixer\.ctx\.(.+)", r"mixer.context.\1"),
+    (r"token_mixer\.local_conv_(\d+)\.(.+)", r"mixer.local.<minus one \1>.\2"),
+    (r"token_mixer\.local_convs\.(\d+)\.(.+)", r"mixer.local.\1.\2"),
+    (r"token_mixer\.filter_(\d+)", r"mixer.srf.logits.<minus one \1>"),
+    (r"token_mixer\.filter", r"mixer.srf.logits@all"),
+    (r"token_mixer\.scale\.alpha", r"mixer.srf.alpha"),
+    (r"token_mixer\.proj\.0\.(.+)", r"mixer.expand.\1"),
+    (r"token_mixer\.proj\.1\.(.+)", r"mixer.norm.\1"),
+    (r"token_mixer\.proj\.3\.(.+)", r"mixer.reduce.\1"),
+    (r"token_mixer\.proj_out\.(.+)", r"mixer.proj.\1"),
+    (r"token_mixer\.(qkv|proj)\.weight", r"mixer.\1.weight"),
+    (r"token_mixer\.local_conv\.weight", r"mixer.local.weight"),
+    (r"(norm|mlp|res_scale|layer_scale)(.+)", r"\1\2"),
+)
 
 _INDEX = re.compile(r"<(even|odd|minus one) (\d+)>")
 _MASK_REASON = "frozen SPF mask; equal to the one the model builds for each size"
@@ -118,9 +127,9 @@ def load_official(model: Backbone, checkpoint: str | Path | Mapping[str, Any]) -
     """Load an official checkpoint, or one of ours, into `model`.
 
     Args:
-        model: A backbone built with the checkpoint's depths, dims, mixers and head layout. Logits of
-            the SRF are resized where `img_size` differs; the last layer of the classifier is left
-            out where the number of classes differs.
+        model: A backbone built with the checkpoint's depths, dims, mixers and head layout. Logits
+            of the SRF are resized where `img_size` differs; the last layer of the classifier is
+            left out where the number of classes differs.
         checkpoint: A file (`.pth`, `.pt`, `.ckpt`, `.tar`, `.safetensors`), or its mapping of names
             to tensors. Files are read without running code from them.
 
@@ -185,7 +194,9 @@ def _read(
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of a protocol just before it refuses the file
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, it holds more than tensors and plain values{_offender(error)}; "
@@ -230,10 +241,10 @@ def _translate(name: str, state: dict[str, Tensor], metadata: Mapping[str, str])
     prefix = "backbone." if whole_model else ""
 
     if "patch_embed.proj.weight" in state:
-        out = _apply_rules(name, state, _V1_RULES, prefix, 1)
-        _merge_gates(out, prefix)
+        out = _apply_rules(name, state, prefix, 1)
+        _merge_gates(out)
     elif "downsample_layers.0.conv.weight" in state:
-        out = _apply_rules(name, state, _V2_RULES, prefix, 2)
+        out = _apply_rules(name, state, prefix, 2)
         out.head_layout = _split_filters(out)
     elif "stem.conv.weight" in state:
         generation = 2 if "stem.norm.weight" in state else 1
@@ -252,30 +263,40 @@ def _translate(name: str, state: dict[str, Tensor], metadata: Mapping[str, str])
 
 
 def _apply_rules(
-    name: str, state: Mapping[str, Tensor], rules: Rules, prefix: str, generation: int
+    name: str, state: Mapping[str, Tensor], prefix: str, generation: int
 ) -> _Translated:
     out = _Translated(generation, "official", None, {}, {}, {}, {})
     for key, value in state.items():
-        for pattern, template in rules:
-            if match := re.fullmatch(pattern, key):
-                ours = _INDEX.sub(_stage_index, match.expand(template))
-                out.tensors[ours] = value
-                out.sources[ours] = [prefix + key]
-                break
-        else:
-            raise CheckpointError(
-                f"{name}: key {prefix + key!r} is in no known SPANet{'V2' * (generation - 1)} layout"
-            )
+        ours = _our_name(key, generation)
+        if ours is None:
+            model = "SPANet" if generation == 1 else "SPANetV2"
+            raise CheckpointError(f"{name}: key {prefix + key!r} is in no known {model} layout")
+        out.tensors[ours] = value
+        out.sources[ours] = [prefix + key]
     return out
 
 
+def _our_name(key: str, generation: int) -> str | None:
+    rules, block = (_V1_RULES, _V1_BLOCK) if generation == 1 else (_V2_RULES, _V2_BLOCK)
+    where = ""
+    if match := re.fullmatch(block, key):
+        stage = f"<even {match['stage']}>" if generation == 1 else match["stage"]
+        where = f"stages.{stage}.blocks.{match['block']}."
+        key = match["rest"]
+        rules = _V1_BLOCK_RULES if generation == 1 else _V2_BLOCK_RULES
+    for pattern, template in rules:
+        if match := re.fullmatch(pattern, key):
+            return _INDEX.sub(_stage_index, where + match.expand(template))
+    return None
+
+
 def _stage_index(match: re.Match[str]) -> str:
-    """V1 numbers stages and down-sampling layers in one list; V2's interleaved heads count from 1."""
+    """V1 lists stages and down-sampling together; V2's interleaved heads count from 1."""
     kind, number = match[1], int(match[2])
     return str({"even": number // 2, "odd": (number + 1) // 2, "minus one": number - 1}[kind])
 
 
-def _merge_gates(out: _Translated, prefix: str) -> None:
+def _merge_gates(out: _Translated) -> None:
     """Concatenate each mixer's 1×1 convolutions; set its masks aside."""
     gathered: dict[str, dict[int, Tensor]] = {}
     for key in [key for key in out.tensors if "@" in key]:
@@ -326,7 +347,7 @@ def _architecture(state: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[i
 
 
 def _check_fit(model: Backbone, name: str, translated: _Translated) -> None:
-    """Refuse a checkpoint of another generation, size or head layout, in one line that says which."""
+    """Refuse a checkpoint of another generation, size or head layout, saying which."""
     state = model.state_dict()
     generation = 2 if "stem.norm.weight" in state else 1
     if generation != translated.generation:
@@ -348,7 +369,7 @@ def _check_fit(model: Backbone, name: str, translated: _Translated) -> None:
 
 
 def _resized(model: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring SRF logits to the sizes at which the model stores them; give linear layers their 1×1."""
+    """Bring SRF logits to the size that the model stores; give linear layers their 1×1."""
     state = model.state_dict()
     out = {}
     for key, value in tensors.items():

@@ -63,7 +63,7 @@ def _entrypoint(
 ) -> Callable[..., Any]:
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
         return build_model_with_cfg(
-            partial(cls, variant),
+            partial(cls, variant),  # type: ignore[arg-type,call-arg]
             name,
             pretrained,
             pretrained_filter_fn=state_filter,

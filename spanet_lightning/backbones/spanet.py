@@ -110,11 +110,12 @@ class SpectralGates(nn.Module):
         return spectral.spf_conv1x1(q, self.weight, bias, self.radius, self.gates, self.impl)
 
     def mask(self, gate: int, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
-        """Return gate's mask with the zero frequency at the centre, as the official code stores it."""
+        """Return a gate's mask, zero frequency at the centre as in official checkpoints."""
         if self.radius is None:
             return torch.ones(height, width)
         mask = spectral.circular_mask(height, width, self.radius, self.gates[gate])
-        return torch.fft.fftshift(mask)
+        centred: Tensor = torch.fft.fftshift(mask)
+        return centred
 
     def extra_repr(self) -> str:
         """Show what is not a parameter."""
@@ -164,9 +165,10 @@ class SPANet(Backbone):
         dims: Channels of each stage; default: the variant's.
         num_classes: Classes of the head; 0 leaves the head out.
         in_chans: Channels of the image.
-        img_size: Side, or (height, width), in pixels. SPANet stores no spectrum: its masks are built
-            centred for whatever size arrives, so this changes nothing. (The official classifier
-            raises away from 224 px, its detection copy lets the mask drift off the zero frequency.)
+        img_size: Side, or (height, width), in pixels. SPANet stores no spectrum: its masks are
+            built centred for whatever size arrives, so this changes nothing. (The official
+            classifier raises away from 224 px, its detection copy lets the mask drift off the zero
+            frequency.)
         drop_path_rate: Drop-path of the last block; it grows linearly from 0 at the first.
         drop_rate: Dropout before the classifier.
         mlp_ratio: Hidden over outer channels of the channel MLPs.
@@ -180,8 +182,8 @@ class SPANet(Backbone):
         aggregation: "hadamard" multiplies local features and context, "add" sums them.
         branch_scale: "res": learned scales on the shortcuts of the last two stages, as published;
             "layer": on all branches of all stages, starting at 1e-5; or "none".
-        spectral_impl: "real" filters in a real basis of the few frequencies within the radius, "fft"
-            by the FFT; "auto" takes the basis unless the radius makes it slow. Same function.
+        spectral_impl: "real" filters in a real basis of the few frequencies within the radius,
+            "fft" by the FFT; "auto" takes the basis unless the radius makes it slow. Same function.
 
     Raises:
         ConfigError: If an argument is outside what is stated here.

@@ -128,8 +128,8 @@ class SPAM(nn.Module):
         kernel_sizes: Kernel size of each head's depthwise convolution, in pixels.
         srf: The spectral filter, or `None`.
         head_layout: Order of channels before the grouped expansion: "interleaved" puts channel j of
-            all heads side by side, so that a group mixes heads; "concatenated" puts head after head,
-            so that a group mixes channels of one head.
+            all heads side by side, so that a group mixes heads; "concatenated" puts head after
+            head, so that a group mixes channels of one head.
     """
 
     def __init__(
@@ -266,11 +266,11 @@ class SPANetV2(Backbone):
     ) -> None:
         row = validate.row("variant", variant, VARIANTS)
         dims = validate.per_stage_ints("dims", row.dims if dims is None else dims)
-        mixers = validate.choices_per_stage(
+        kinds: tuple[Mixer, ...] = validate.choices_per_stage(
             "mixers", row.mixers if mixers is None else mixers, get_args(Mixer)
         )
         kernels = _head_kernels(kernel_sizes, num_heads)
-        for dim, kind in zip(dims, mixers, strict=True):
+        for dim, kind in zip(dims, kinds, strict=True):
             if kind == "spam" and dim % len(kernels):
                 raise invalid("dims", list(dims), f"multiples of the {len(kernels)} heads")
             if kind == "mixed" and dim % HEAD_DIM:
@@ -286,8 +286,8 @@ class SPANetV2(Backbone):
         height, width = validate.image_size("img_size", img_size)
 
         def mixer(stage: int, dim: int) -> nn.Module:
-            if mixers[stage] != "spam":
-                return Attention(dim, local=mixers[stage] == "mixed")
+            if kinds[stage] != "spam":
+                return Attention(dim, local=kinds[stage] == "mixed")
             stride = 2 ** (stage + 2)
             size = (height // stride, width // stride)
             rescaling = (

@@ -6,13 +6,13 @@ K, L numbers of real basis functions along H and W. Frequencies are in cycles pe
 **Spectral pooling filter (SPF; arXiv:2308.11568).** The centred spectrum is multiplied by
 λ inside the circle of radius r, 1 - λ outside, and, in the official code, 1/3 on the circle itself.
 
-**Spectral re-scaling filter (SRF; arXiv:2503.23947).** The half spectrum of a real FFT is multiplied
-by sigmoid(θ) with one learned logit per channel and bin.
+**Spectral re-scaling filter (SRF; arXiv:2503.23947).** The half spectrum of a real FFT is
+multiplied by sigmoid(θ) with one learned logit per channel and bin.
 
 **Why neither needs an FFT.** Both masks are real, so both filters are real linear maps, and can be
 written in a real orthonormal basis of sines and cosines that is separable in H and W (`RealBasis`).
-With s = cos, sin of frequency u along H and t = cos, sin of frequency v along W, the products s·t of
-one pair (u, v) span the same four-dimensional space as the complex waves (±u, ±v).
+With s = cos, sin of frequency u along H and t = cos, sin of frequency v along W, the products s·t
+of one pair (u, v) span the same four-dimensional space as the complex waves (±u, ±v).
 
 - A mask that depends on |u| and |v| alone is constant on that space, hence *diagonal* in the basis.
   The SPF's does, at every size, even or odd: on an even side the lone frequency -n/2 is its own
@@ -57,8 +57,9 @@ _SPF_REAL_MAX_COLUMNS = 17
 def _constant(build: Callable[P, T]) -> Callable[P, T]:
     """Cache what `build` returns, except where the tensors would not be ordinary ones.
 
-    While torch traces (compile, export) the operations of `build` must appear in the graph. A tensor
-    made in inference mode can't be saved for a later backward pass, so it is made outside of it.
+    While torch traces (compile, export) the operations of `build` must appear in the graph. A
+    tensor made in inference mode can't be saved for a later backward pass, so it is made outside
+    of it.
     """
     cached = functools.lru_cache(maxsize=256)(build)
 
@@ -244,7 +245,8 @@ def spf_fft(
     ]
     with _without_autocast(x.device):
         spectrum = torch.fft.rfft2(wide, norm="ortho") * torch.cat(masks)
-        return torch.fft.irfft2(spectrum, s=(height, width), norm="ortho").to(x.dtype)
+        filtered: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+    return filtered.to(x.dtype)
 
 
 def spf_conv1x1(
@@ -275,7 +277,7 @@ def spf_conv1x1(
     band = low_band(height, width, radius, gates, _at_least_float32(weight).dtype, x.device)
     out = F.conv2d(x, weight * band.high.view(1, -1, 1, 1), bias)
 
-    # Pixels first: with channels last, (B, H, W·C) is a view and both large products are plain ones.
+    # Pixels first: with channels last, (B, H, W·C) is a view, and both large products are plain.
     x_BHWC = x.permute(0, 2, 3, 1)
     rows = _split(band.rows, out.dtype)
     low = torch.matmul(
@@ -288,8 +290,8 @@ def spf_conv1x1(
         low = torch.matmul(low, weight.view(weight.shape[0], channels).t().to(low.dtype))
         low = torch.matmul(band.columns, low)
     low_parts = _split(low.view(batch, band.rows.shape[1], -1), out.dtype)
-    # (r1 + r2)·(l1 + l2) without the negligible r2·l2, as one product that is added on the way: half
-    # precision then rounds no more often than on the FFT's path.
+    # (r1 + r2)·(l1 + l2) without the negligible r2·l2, as one product that is added on the way:
+    # half precision then rounds no more often than on the FFT's path.
     left = torch.cat([*rows, rows[0]] if len(rows) > 1 else rows, dim=1)
     right = torch.cat([low_parts[0], *low_parts] if len(rows) > 1 else low_parts, dim=1)
     out_BHWD = out.permute(0, 2, 3, 1).reshape(batch, height, -1)
@@ -351,8 +353,10 @@ def srf(
         gain = gain.to(wide.dtype)
         if srf_uses_fft(impl, height, width):
             spectrum = torch.fft.rfft2(wide, norm="ortho") * gain
-            return torch.fft.irfft2(spectrum, s=(height, width), norm="ortho").to(x.dtype)
-        return _srf_real(wide, gain).to(x.dtype)
+            filtered: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        else:
+            filtered = _srf_real(wide, gain)
+    return filtered.to(x.dtype)
 
 
 def _srf_real(
@@ -375,8 +379,8 @@ def _swap(c: Tensor, dim: int) -> Tensor:
     """Exchange cosines and sines of a complete real basis along `dim`."""
     n = c.shape[dim]
     pairs = (n - 1) // 2
-    parts = c.split([1, pairs, pairs, n - 1 - 2 * pairs], dim)
-    return torch.cat([parts[0], parts[2], parts[1], parts[3]], dim)
+    lone, cosines, sines, top = torch.split(c, [1, pairs, pairs, n - 1 - 2 * pairs], dim)
+    return torch.cat([lone, sines, cosines, top], dim)
 
 
 def split_gain(
@@ -384,14 +388,14 @@ def split_gain(
 ) -> tuple[Float[Tensor, "h w c"], Float[Tensor, "h w c"]]:
     """Turn half-spectrum gains into their even and odd parts on the complete real basis.
 
-    With (c, s) for cosine and sine, first along H, and g± = gain(±u, v), the filter acts on the four
-    coefficients of a pair (u, v) as
+    With (c, s) for cosine and sine, first along H, and g± = gain(±u, v), the filter acts on the
+    four coefficients of a pair (u, v) as
 
         cc' = e·cc - o·ss,   ss' = e·ss - o·cc,   sc' = e·sc + o·cs,   cs' = e·cs + o·sc,
 
     e = (g+ + g-)/2 and o = (g+ - g-)/2, which follows from writing the waves cos(u ± v), sin(u ± v)
-    as products. The second result holds -o for cc and ss, +o for sc and cs, and 0 where the basis has
-    no sine partner.
+    as products. The second result holds -o for cc and ss, +o for sc and cs, and 0 where the basis
+    has no sine partner.
     """
     height = gain.shape[1]
     h_pairs, w_pairs = (height - 1) // 2, (width - 1) // 2
@@ -427,5 +431,5 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Leave float32 and float64 as they are: an FFT in half precision is neither exact nor general."""
+    """Widen half precision, in which an FFT is neither exact nor available for all sizes."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -1,4 +1,4 @@
-"""Checks of constructor arguments: one clear line that names the argument, the value, what is accepted."""
+"""Checks of constructor arguments: one line that names argument, value and what is accepted."""
 
 from __future__ import annotations
 
@@ -92,12 +92,11 @@ def kernel_size(key: str, value: Any) -> int:
     return value
 
 
-def choices_per_stage(key: str, value: Any, choices: Collection[str]) -> tuple[str, str, str, str]:
+def choices_per_stage(key: str, value: Any, choices: Collection[str]) -> tuple[Any, ...]:
     """Return `value`, one of `choices` for each of the four stages."""
     if not _is_sequence(value) or len(value) != STAGES:
         raise invalid(key, value, f"four of {', '.join(map(repr, choices))}, one a stage")
-    a, b, c, d = (choice(f"{key}[{i}]", v, choices) for i, v in enumerate(value))
-    return a, b, c, d
+    return tuple(choice(f"{key}[{i}]", v, choices) for i, v in enumerate(value))
 
 
 def image_size(key: str, value: Any) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Cut recordings of the official models down to what the tests compare.
 
-Run: python -m tests.parity.make RECORDINGS, with RECORDINGS the folder of full recordings: `tiny/` and
-`full/` with tensors `output` or `B/logits`, stages, and `grad_input`, as safetensors.
+Run: python -m tests.parity.make RECORDINGS, with RECORDINGS the folder of full recordings: `tiny/`
+and `full/` with tensors `output` or `B/logits`, stages, and `grad_input`, as safetensors.
 """
 
 from __future__ import annotations

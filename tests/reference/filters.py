@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def spf_mask(height: int, width: int, radius: float, balance: float, ring: float | None) -> Tensor:
-    """Mask with the zero frequency at (H//2, W//2): λ inside, 1 - λ outside, `ring` on the circle."""
+    """Mask centred at (H//2, W//2): λ inside, 1 - λ outside, `ring` on the circle."""
     low = torch.tensor(balance, dtype=torch.float32)
     mask = torch.empty(height, width)
     for i in range(height):

@@ -1,0 +1,35 @@
+"""If one of these fails, the documentation names something that is not there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PLACES = sorted(
+    {
+        (document.relative_to(ROOT).as_posix(), *place)
+        for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+        for place in re.findall(r"`([\w./-]+\.py)::(\w+)`", document.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize(("document", "file", "name"), PLACES)
+def test_every_named_place_exists(document, file, name):
+    tree = ast.parse((ROOT / file).read_text())
+    names = {node.name for node in tree.body if hasattr(node, "name")}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    assert name in names, f"{document} names {file}::{name}"
+
+
+def test_every_local_link_leads_somewhere():
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name} links {target}"
