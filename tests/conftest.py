@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 
 from tests import shapes
 
-# Shapes in annotations are checked whenever a test calls a function of the package. This has to come
+# Shapes in annotations are checked whenever a test calls a function of the package. This comes
 # before the package is imported. The wrappers break the graphs of torch.compile, so tests of that
 # start a process of their own (`python -c`), which has no hook.
 install_import_hook("spanet_lightning", f"{shapes.__name__}.{shapes.checked.__name__}")
