@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from spanet_lightning import Backbone, ClassificationTask, DigitsDataModule, SPANet, SPANetV2
+from spanet_lightning.cli import run
 from spanet_lightning.errors import ConfigError, DataError
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 
@@ -216,47 +216,30 @@ def test_moving_average_of_weights_is_what_is_evaluated(tmp_path: Path) -> None:
 # Checkpoints
 
 
-def by_cli(folder: Path, *overrides: str) -> LightningCLI:
-    """Train one batch as `lightning fit` does and save a checkpoint."""
-    return LightningCLI(
-        LightningModule,
-        DigitsDataModule,
-        subclass_mode_model=True,
-        save_config_callback=None,
-        trainer_defaults={
-            "default_root_dir": folder,
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "max_epochs": 1,
-            "limit_train_batches": 1,
-            "limit_val_batches": 1,
-            "callbacks": [ModelCheckpoint(folder, filename="run")],
-        },
-        args=[
-            "fit",
-            "--model=spanet_lightning.ClassificationTask",
-            "--model.backbone=spanet_lightning.SPANetV2",
-            "--model.backbone.variant=test",
-            "--model.backbone.num_classes=10",
-            "--model.backbone.img_size=32",
-            "--model.optimizer.lr=0.01",
-            *overrides,
-        ],
-    )
-
-
 def test_checkpoint_of_a_run_reloads_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["lightning"])  # LightningCLI warns where both have arguments
-    # jsonargparse 4 announces the removal of what Lightning 2.6 still calls
+    # jsonargparse 4 announces the removal of what Lightning 2.6 still calls, and Lightning warns
+    # where both the program and its caller have arguments
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    trained = by_cli(tmp_path).model.eval()
-    loaded = ClassificationTask.load_from_checkpoint(
-        tmp_path / "run.ckpt", weights_only=True
-    ).eval()
+    monkeypatch.setattr("sys.argv", ["lightning"])
+    settings = {
+        "model": "spanet_lightning.ClassificationTask",
+        "model.backbone": "spanet_lightning.SPANetV2",
+        "model.backbone.variant": "test",
+        "model.backbone.img_size": "32",
+        "model.optimizer.lr": "0.01",
+        "data": "spanet_lightning.DigitsDataModule",
+        "trainer.default_root_dir": str(tmp_path),
+        "trainer.accelerator": "cpu",
+        "trainer.logger": "false",
+        "trainer.max_epochs": "1",
+        "trainer.limit_train_batches": "1",
+        "trainer.limit_val_batches": "1",
+    }
+    trained = run(["fit", *(f"--{key}={value}" for key, value in settings.items())]).model.eval()
+    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    loaded = ClassificationTask.load_from_checkpoint(checkpoint, weights_only=True).eval()
     assert isinstance(loaded.backbone, SPANetV2)
     assert loaded.optimizer_config == OptimizerConfig(lr=0.01)
     images = torch.rand(2, 3, 32, 32)
