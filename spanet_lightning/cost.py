@@ -27,9 +27,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spanet_lightning.backbones.spanet import SpectralGates
-from spanet_lightning.backbones.spanetv2 import SpectralRescaling
+from spanet_lightning.backbones import spanet, spanetv2
 from spanet_lightning.published import PUBLISHED
+
+_SPECTRAL = (spanet.SpectralGates, spanetv2.SpectralRescaling)
 
 
 @dataclass(frozen=True)
@@ -68,32 +69,26 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
     height, width = (size, size) if isinstance(size, int) else size
     spectral = 0
 
-    def charge(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def charge(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         nonlocal spectral
-        if not isinstance(module, SpectralGates) or module.radius is not None:
-            _, channels, h, w = args[0].shape
-            spectral += spectral_macs(h, w, channels)
+        _, channels, h, w = args[0].shape
+        spectral += spectral_macs(h, w, channels)
 
     shadow = _on_meta(model).eval()
-    for module in shadow.modules():  # what others hooked in is not to run here
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    named = {
-        n: m for n, m in shadow.named_modules() if isinstance(m, (SpectralGates, SpectralRescaling))
-    }
-    hooks = [module.register_forward_pre_hook(charge) for module in named.values()]
+    for layer in shadow.modules():
+        layer._forward_hooks.clear()  # what others hooked in is not to run here
+        layer._forward_pre_hooks.clear()
+        if _filters(layer):
+            layer.register_forward_pre_hook(charge)
     counter = FlopCounterMode(display=False)
-    try:
-        with counter, torch.no_grad():
-            shadow(torch.empty(1, in_chans, height, width, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with counter, torch.no_grad():
+        shadow(torch.empty(1, in_chans, height, width, device="meta"))
 
     counts = counter.get_flop_counts()
     total = _macs(counts["Global"])
     root = type(shadow).__name__
-    inside = [counts[f"{root}.{name}"] for name in named if f"{root}.{name}" in counts]
+    named = (f"{root}.{n}" for n, m in shadow.named_modules() if isinstance(m, _SPECTRAL))
+    inside = [counts[name] for name in named if name in counts]
     # What a spectral module multiplies beside its 1×1 convolution is charged by the formula.
     products = sum(_macs(c, convolutions=False) for c in inside)
     attention = sum(v for op, v in counts["Global"].items() if _is_batched_product(op)) // 2
@@ -105,6 +100,13 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
         attention_macs=attention,
         spectral_macs=spectral,
     )
+
+
+def _filters(mixer: nn.Module) -> bool:
+    """Tell whether a module is a mixer that filters the spectrum of all its channels."""
+    if isinstance(mixer, spanet.SPAM):
+        return mixer.gates.radius is not None
+    return isinstance(mixer, spanetv2.SPAM) and isinstance(mixer.srf, spanetv2.SpectralRescaling)
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

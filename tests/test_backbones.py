@@ -219,6 +219,7 @@ def test_v1_mixer_is_the_papers(size, knobs):
         {"kernel_sizes": (5, 3)},
         {"kernel_sizes": 7, "num_heads": 8},
         {"spectral_impl": "fft"},
+        {"spectral_impl": "rfft"},
     ],
     ids=str,
 )

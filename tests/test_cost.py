@@ -52,7 +52,7 @@ def test_macs_equal_a_count_by_shapes_on_a_plain_network():
     assert model_cost(model, 64).macs == by_shape > 0
 
 
-@pytest.mark.parametrize("impl", ["fft", "real"])
+@pytest.mark.parametrize("impl", ["fft", "rfft", "real"])
 def test_the_count_does_not_depend_on_how_spectra_are_computed(impl):
     for cls in (SPANet, SPANetV2):
         auto = model_cost(cls("test"), 64)

@@ -48,7 +48,7 @@ def assert_near(ours, recorded, std, tolerance):
     assert (ours - recorded).abs().max() <= tolerance * std
 
 
-@pytest.mark.parametrize("impl", ["auto", "fft", "real"])
+@pytest.mark.parametrize("impl", ["auto", "fft", "rfft", "real"])
 @pytest.mark.parametrize("name", [*TINY_V1, *TINY_V2])
 def test_tiny_models_compute_the_official_outputs_stages_and_gradients(name, impl):
     model, state = tiny(name, spectral_impl=impl)

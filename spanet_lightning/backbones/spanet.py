@@ -24,7 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spanet_lightning.backbones import official, registry, spectral, validate
+from spanet_lightning.backbones import (
+    official,
+    registry,
+    spectral,
+    spectral_literal,
+    validate,
+)
 from spanet_lightning.backbones.layers import (
     BRANCH_SCALES,
     BranchScale,
@@ -107,6 +113,8 @@ class SpectralGates(nn.Module):
         bias = self.bias.sum(0)
         if self.radius is None:
             return nn.functional.conv2d(q, self.weight, bias)
+        if self.impl == "fft":
+            return spectral_literal.spf_conv1x1(q, self.weight, bias, self.radius, self.gates)
         return spectral.spf_conv1x1(q, self.weight, bias, self.radius, self.gates, self.impl)
 
     def mask(self, gate: int, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
@@ -182,8 +190,9 @@ class SPANet(Backbone):
         aggregation: "hadamard" multiplies local features and context, "add" sums them.
         branch_scale: "res": learned scales on the shortcuts of the last two stages, as published;
             "layer": on all branches of all stages, starting at 1e-5; or "none".
-        spectral_impl: "real" filters in a real basis of the few frequencies within the radius,
-            "fft" by the FFT; "auto" takes the basis unless the radius makes it slow. Same function.
+        spectral_impl: How the SPF is computed; the function is the same. "real": in a real basis of
+            the few frequencies within the radius; "rfft": by one real FFT; "auto": the basis unless
+            the radius makes it slow; "fft": literally as the official code, slowly.
 
     Raises:
         ConfigError: If an argument is outside what is stated here.

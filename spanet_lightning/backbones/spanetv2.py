@@ -24,7 +24,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spanet_lightning.backbones import official, registry, spectral, validate
+from spanet_lightning.backbones import (
+    official,
+    registry,
+    spectral,
+    spectral_literal,
+    validate,
+)
 from spanet_lightning.backbones.layers import (
     BRANCH_SCALES,
     BranchScale,
@@ -157,9 +163,13 @@ class SPAM(nn.Module):
         """Return the mixed tokens, same shape."""
         heads = self.context(x).chunk(len(self.local), dim=1)
         heads = [conv(head) for conv, head in zip(self.local, heads, strict=True)]
-        context = self.srf(torch.cat(heads, dim=1))
-        if self.head_layout == "interleaved":
-            context = _interleave(context, len(heads))
+        if self.head_layout == "concatenated":
+            context = self.srf(torch.cat(heads, dim=1))
+        elif isinstance(self.srf, SpectralRescaling) and self.srf.impl == "fft":
+            gain = self.srf.gain(*x.shape[-2:])
+            context = spectral_literal.srf_interleaved(heads, gain)
+        else:
+            context = _interleave(self.srf(torch.cat(heads, dim=1)), len(heads))
         context = self.reduce(F.gelu(self.norm(self.expand(context))))
         y: Tensor = self.proj(F.gelu(self.query(x)) * context)
         return y
@@ -236,8 +246,9 @@ class SPANetV2(Backbone):
             "concatenated" as in its other published file. Weights do not carry over.
         branch_scale: "res": learned scales on the shortcuts of the last two stages, as published;
             "layer": on all branches of all stages, starting at 1e-5; or "none".
-        spectral_impl: "fft" filters by the FFT, "real" by products with real Fourier bases; "auto"
-            takes the bases for small maps and for export. Same function.
+        spectral_impl: How the SRF is computed; the function is the same. "real": by products with
+            real Fourier bases; "rfft": by one real FFT over all heads; "auto": the faster at each
+            size, and the bases for export; "fft": literally as the official code, slowly.
 
     Raises:
         ConfigError: If an argument is outside what is stated here.

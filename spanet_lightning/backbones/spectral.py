@@ -42,8 +42,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-SpectralImpl = Literal["auto", "fft", "real"]
-"""How a spectral operator is computed: by the real FFT, by real bases, or by what is faster."""
+SpectralImpl = Literal["auto", "fft", "rfft", "real"]
+"""How a spectral operator is computed; the function is the same.
+
+"real": products with real bases. "rfft": one real FFT over all channels. "auto": the faster of the
+two. "fft": literally as the official code does (`spectral_literal`), to measure the others against.
+"""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -223,27 +227,27 @@ def low_band(
 
 
 def spf_uses_fft(impl: SpectralImpl, height: int, width: int, radius: float) -> bool:
-    """Tell whether the SPF of this size and radius goes through the FFT under `impl`."""
+    """Tell whether the SPF of this size and radius goes through an FFT under `impl`."""
     if impl == "auto":
         return min(2 * math.floor(radius) + 1, max(height, width)) > _SPF_REAL_MAX_COLUMNS
-    return impl == "fft"
+    return impl != "real"
 
 
-def spf_fft(
+def spf_rfft(
     x: Float[Tensor, "b c h w"],
     radius: float,
     gates: tuple[Gate, ...],
 ) -> Float[Tensor, "b c h w"]:
     """Filter by the real FFT: `irfft2(rfft2(x)·mask)`, in float32 at least."""
     height, width = x.shape[-2:]
-    wide = _at_least_float32(x)
+    wide = at_least_float32(x)
     masks = [
         circular_mask(height, width, radius, gate, wide.dtype, x.device)[
             :, : width // 2 + 1
         ].expand(gate.channels, -1, -1)
         for gate in gates
     ]
-    with _without_autocast(x.device):
+    with no_autocast(x.device):
         spectrum = torch.fft.rfft2(wide, norm="ortho") * torch.cat(masks)
         filtered: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
     return filtered.to(x.dtype)
@@ -269,12 +273,12 @@ def spf_conv1x1(
         bias: Its bias.
         radius: Radius of the SPF, in cycles per side.
         gates: The weights of the channels of `x`, in their order.
-        impl: See `SpectralImpl`.
+        impl: See `SpectralImpl`; "fft" is `spectral_literal.spf_conv1x1`, here the same as "rfft".
     """
     batch, channels, height, width = x.shape
     if spf_uses_fft(impl, height, width, radius):
-        return F.conv2d(spf_fft(x, radius, gates), weight, bias)
-    band = low_band(height, width, radius, gates, _at_least_float32(weight).dtype, x.device)
+        return F.conv2d(spf_rfft(x, radius, gates), weight, bias)
+    band = low_band(height, width, radius, gates, at_least_float32(weight).dtype, x.device)
     out = F.conv2d(x, weight * band.high.view(1, -1, 1, 1), bias)
 
     # Pixels first: with channels last, (B, H, W·C) is a view, and both large products are plain.
@@ -284,7 +288,7 @@ def spf_conv1x1(
         torch.cat(rows, 1).t(), x_BHWC.reshape(batch, height, width * channels).to(out.dtype)
     )
     # What is left is small: K·W values a channel. It is cheap to keep the products in float32.
-    with _without_autocast(x.device):
+    with no_autocast(x.device):
         low = low.to(band.rows.dtype).view(batch, len(rows), -1, width, channels).sum(1)
         low = torch.matmul(band.columns.t(), low) * band.deviation
         low = torch.matmul(low, weight.view(weight.shape[0], channels).t().to(low.dtype))
@@ -329,7 +333,7 @@ def srf_uses_fft(impl: SpectralImpl, height: int, width: int) -> bool:
     if impl == "auto":
         # A graph without FFT operators runs where the runtime has none.
         return not torch.compiler.is_exporting() and max(height, width) > _SRF_REAL_MAX_SIDE
-    return impl == "fft"
+    return impl != "real"
 
 
 def srf(
@@ -348,8 +352,8 @@ def srf(
         `irfft2(rfft2(x)·gain)`, of the shape and dtype of `x`.
     """
     height, width = x.shape[-2:]
-    wide = _at_least_float32(x)
-    with _without_autocast(x.device):
+    wide = at_least_float32(x)
+    with no_autocast(x.device):
         gain = gain.to(wide.dtype)
         if srf_uses_fft(impl, height, width):
             spectrum = torch.fft.rfft2(wide, norm="ortho") * gain
@@ -423,13 +427,13 @@ def split_gain(
     return even_CHW.permute(1, 2, 0), odd_CHW.permute(1, 2, 0)
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Leave autocast where it is on. Where it is off nothing is entered, so nothing is exported."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Widen half precision, in which an FFT is neither exact nor available for all sizes."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
