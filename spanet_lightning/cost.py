@@ -71,7 +71,7 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
 
     def charge(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         nonlocal spectral
-        _, channels, h, w = args[0].shape
+        channels, h, w = args[0].shape[1:]
         spectral += spectral_macs(h, w, channels)
 
     shadow = _on_meta(model).eval()
