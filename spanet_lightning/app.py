@@ -33,6 +33,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "models": Command("models", "list the variants: parameters, MACs, published figures"),
     "convert": Command("convert", "turn an official checkpoint into safetensors"),
+    "bench": Command("bench", "measure time and memory: models, mixers, loaders, resolution"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
 }
 

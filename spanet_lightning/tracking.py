@@ -8,6 +8,7 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -81,8 +82,9 @@ class MLflowLogger(Logger):
             ConfigError: If there is no such store.
         """
         if self._client is None:
-            self._client = connect(self.tracking_uri)
-            self._run_id = self._run_id or self._create_run(self._client)
+            client = connect(self.tracking_uri)
+            self._run_id = self._run_id or self._create_run(client)
+            self._client = client
         return self._client
 
     @property
@@ -173,7 +175,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):  # dozens of lines about tables while a database is created
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return MlflowClient(tracking_uri)
+        return MlflowClient(_absolute(tracking_uri))
     except MlflowException as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -217,6 +219,14 @@ def dashboard(loggers: Iterable[Logger]) -> str | None:
     if uri.startswith(("http://", "https://")):
         return re.sub(r"//[^/@]*@", "//", uri)  # the address is enough, and may hold a password
     return f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
+
+
+def _absolute(uri: str) -> str:
+    """Return a store's address with a full path: MLflow keeps stores open by their address."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or path.startswith((":memory:", "file:")) or not path:
+        return uri
+    return f"sqlite:///{Path(path).absolute().as_posix()}"
 
 
 def _key(name: str) -> str:

@@ -121,7 +121,7 @@ def test_mistake_on_the_command_line(args, says, capsys):
             "command: got 'fot', expected one of 'fit', 'validate', 'test', 'predict'; did you",
         ),
         (["fit"], "model: is missing; give it in a file (--config FILE) or as --model CLASS"),
-        (["fit", "--model=ClassificationTask"], "data: is missing"),
+        (["fit", "--data=DigitsDataModule"], "model: is missing"),
         (
             ["fit", "--model=ClassificationTask", "--data=DigitsDataModule"],
             "model.backbone: is missing; expected a class_path of Backbone",

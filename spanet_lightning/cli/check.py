@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 import spanet_lightning
 from spanet_lightning.cli import sources
-from spanet_lightning.cli.sources import Node
+from spanet_lightning.cli.sources import SPEC_KEYS, Node
 from spanet_lightning.cli.wording import accepted, literals
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid
 
@@ -40,7 +40,6 @@ _TRUSTED = (
     "torchmetrics",
     "torchvision.transforms",
 )
-_SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 _MOST_NAMES = 24  # names that an error lists at most
 _Keys = Mapping[str, Action]
 
@@ -156,7 +155,7 @@ class Check:
                 if item.is_class:
                     self._class(bases, item, f"{key}[{i}]", None)
         elif bases and isinstance(value, str) and str not in (hint, *get_args(hint)):
-            self._resolve(bases, node, key)
+            self._arguments(self._resolve(bases, node, key), {}, node, key)
         elif not (bases and isinstance(value, list)):
             self._leaf(hint, node, key)
 
@@ -176,19 +175,21 @@ class Check:
                     f"expected one of {names}"
                 )
             cls = _import(inherited)
-        keys = class_keys(cls)
         arguments = children.get("init_args", Node({}, node.where))
-        beside = {name: child for name, child in children.items() if name not in _SPEC_KEYS}
+        beside = {name: child for name, child in children.items() if name not in SPEC_KEYS}
         if beside and not node.loose:
             name, child = next(iter(beside.items()))
             raise ConfigError(
                 f"{self.at(f'{key}.{name}', child)}: got {child.plain()!r} beside class_path; "
                 f"put it under init_args"
             )
-        given = {**beside, **(arguments.value or {})}
-        self._group(keys, Node(given, arguments.where), f"{key}.", "", cls.__name__)
+        self._arguments(cls, {**beside, **(arguments.value or {})}, node, key)
+
+    def _arguments(self, cls: type, given: dict[str, Node], node: Node, key: str) -> None:
+        keys = class_keys(cls)
+        self._group(keys, Node(given), f"{key}.", "", cls.__name__)
         for name, action in keys.items():
-            if action.required and name.split(".")[0] not in given:
+            if node.complete and action.required and name.split(".")[0] not in given:
                 hint = accepted(action._typehint)  # type: ignore[attr-defined]
                 raise ConfigError(f"{self.at(f'{key}.{name}', node)}: is missing; expected {hint}")
 

@@ -212,6 +212,10 @@ class Experiment(LightningCLI):
             config["logger"] = tracking.MLflowLogger()
         given = config["callbacks"] or []
         given = list(given) if isinstance(given, list) else [given]
+        if config["fast_dev_run"]:
+            # Lightning promises to save nothing here, but saves a last checkpoint all the same.
+            given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
+            config["enable_checkpointing"] = False
         config["callbacks"] = given + self._default_callbacks(config, given)
         try:
             return Trainer(**config)

@@ -8,7 +8,7 @@ of `Node`s that is merged by the same rules. Nothing is imported or built here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from jsonargparse import get_loader
 from spanet_lightning.errors import ConfigError, did_you_mean
 
 CONFIG_OPTIONS = ("-c", "--config")
+SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
+"""What a class with its arguments is written with."""
+
 _SAFE_TAGS = {
     f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")
 }
@@ -35,12 +38,15 @@ class Node:
         text: How the command line spelled it: `5` is a number there unless a text is expected.
         loose: Whether the keys of the mapping may be the class's own arguments, as on the command
             line, where `--model.backbone.srf` leaves out every `init_args`.
+        complete: Whether all arguments of a class are here; false where those of an earlier class,
+            left out here, may still apply.
     """
 
     value: Any
     where: str = ""
     text: str | None = None
     loose: bool = field(default=False, kw_only=True)
+    complete: bool = field(default=True, kw_only=True)
 
     @property
     def is_class(self) -> bool:
@@ -160,40 +166,42 @@ def merge(base: Node, new: Node) -> Node:
     """Return `base` overlaid by `new`: mappings key by key, anything else as a whole.
 
     Where `new` names another class, the earlier arguments were meant for the earlier class: they
-    are left out here (jsonargparse keeps those that both accept and checks them itself).
+    are left out here. jsonargparse keeps those that both classes accept, and checks them itself.
     """
+    if base.is_class and isinstance(new.value, str):
+        new = Node({"class_path": Node(new.value, new.where)}, new.where)
     if not isinstance(base.value, dict) or not isinstance(new.value, dict):
         return new
     if "class_path" in new.value and "class_path" in base.value:
         before, after = base.value["class_path"].value, new.value["class_path"].value
         if str(before).rpartition(".")[2] != str(after).rpartition(".")[2]:
-            return new
+            return replace(new, complete=False)
     joined = dict(base.value)
     for key, child in new.value.items():
         joined[key] = merge(joined[key], child) if key in joined else child
-    return Node(joined, new.where, loose=base.loose and new.loose)
+    return Node(joined, new.where, loose=base.loose and new.loose, complete=base.complete)
 
 
-def put(root: Node, dotted: str, value: Node) -> None:
-    """Set the value at a dotted key of the command line, leaving out `init_args` where it does."""
-    node = root
-    *parents, last = dotted.split(".")
-    for part in parents:
-        if isinstance(node.value, str):  # a class by its name alone
-            node.value = {"class_path": Node(node.value, node.where)}
-        if not isinstance(node.value, dict):
-            node.value, node.loose = {}, True
-        if node.is_class and part not in ("class_path", "init_args", "dict_kwargs"):
-            node = node.value.setdefault("init_args", Node({}))
-        node = node.value.setdefault(part, Node({}, loose=True))
-    if isinstance(node.value, str):
-        node.value = {"class_path": Node(node.value, node.where)}
-    if not isinstance(node.value, dict):
-        node.value, node.loose = {}, True
-    if node.is_class and last not in ("class_path", "init_args", "dict_kwargs"):
-        node = node.value.setdefault("init_args", Node({}))
-    children = node.value
-    children[last] = merge(children[last], value) if last in children else value
+def put(node: Node, parts: Sequence[str], value: Node) -> Node:
+    """Return `node` with a value at a key of the command line, which leaves out every `init_args`.
+
+    Args:
+        node: Where the key begins.
+        parts: The key, split at its dots.
+        value: What is set.
+    """
+    if isinstance(node.value, str):  # a class by its name alone
+        node = Node({"class_path": Node(node.value, node.where)}, node.where)
+    children = dict(node.value) if isinstance(node.value, dict) else {}
+    first, *rest = parts
+    if node.is_class and first not in SPEC_KEYS:
+        first, rest = "init_args", list(parts)
+    child = children.get(first)
+    if rest:
+        children[first] = put(child or Node({}, loose=True), rest, value)
+    else:
+        children[first] = merge(child, value) if child else value
+    return replace(node, value=children, loose=node.loose or not isinstance(node.value, dict))
 
 
 def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -238,7 +246,7 @@ def collect(args: Sequence[str]) -> Node:
             value = load(text)
         except yaml.YAMLError:
             value = text
-        put(root, key, _plain_node(value, text))
+        root = put(root, key.split("."), _plain_node(value, text))
     return root
 
 

@@ -1,0 +1,297 @@
+"""Measure speed and memory, in alternation, so that the results can be compared and repeated.
+
+  models      whole models: evaluation and training step, time and memory, beside others
+  ops         the token mixers alone, at each stage's shape, beside their floor
+  data        our loader beside timm's, on the same folder
+  resolution  time of an image from 112 to 896 px, beside the predicted growth
+
+Models go by timm's name: 'spanet_s', 'timm:convnext_tiny'; 'spanet_s:fft' is one of ours with that
+spectral_impl; 'python:MODULE:FUNCTION' is what a function of yours returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spanet_lightning.bench import report, tables
+from spanet_lightning.bench.ceiling import measure_ceiling
+from spanet_lightning.bench.machine import machine
+from spanet_lightning.bench.models import MODES, measure_models
+from spanet_lightning.bench.report import Document
+from spanet_lightning.bench.settings import Settings
+from spanet_lightning.bench.subjects import DEFAULTS, IMPLS, parse, parse_against
+from spanet_lightning.errors import invalid, invalid_choice
+
+EXPERIMENT = "spanet-bench"
+_AGAINST = "models, and any of " + ", ".join(IMPLS) + ": the same model with that spectral_impl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the benchmarks and their arguments."""
+    benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+
+    def add(name: str, text: str, run_it: Callable[[argparse.Namespace], Document]) -> Any:
+        one = benchmarks.add_parser(name, help=text, description=text, allow_abbrev=False)
+        one.set_defaults(measure=run_it)
+        one.add_argument("--json", metavar="FILE", help="write the whole record there")
+        one.add_argument("--mlflow", action="store_true", help="record the run in MLflow")
+        added.append(one)
+        return one
+
+    added: list[argparse.ArgumentParser] = []
+
+    models = add("models", "evaluation and training step of whole models", _models)
+    _add_models(models)
+    models.add_argument("--against", default="", metavar="A,B", help=_AGAINST)
+    models.add_argument("--mode", default="both", metavar="|".join((*MODES, "both")))
+    _add_settings(models)
+
+    ops = add("ops", "the token mixers alone, at each stage's shape", _ops)
+    _add_models(ops)
+    ops.add_argument(
+        "--impl",
+        default=",".join(IMPLS),
+        metavar="A,B",
+        help="spectral_impl: the first is compared with the others (default: %(default)s)",
+    )
+    _add_settings(ops)
+
+    data = add("data", "our loader beside timm's, on the same folder", _data)
+    data.add_argument(
+        "root",
+        nargs="?",
+        metavar="ROOT",
+        help="folder with train and val, each with a folder for each class "
+        "(default: made-up JPEG files of ImageNet's usual size)",
+    )
+    data.add_argument("--images", type=int, default=256, help="made-up images (default: 256)")
+    data.add_argument("--workers", default="0,2", metavar="A,B", help="processes (default: 0,2)")
+    data.add_argument("--batch", type=int, default=32, help="images in a batch (default: 32)")
+    data.add_argument("--size", type=int, default=224, help="pixels of a side (default: 224)")
+    data.add_argument("--rounds", type=int, default=5, help="measurements of each (default: 5)")
+    data.add_argument("--mode", default="both", metavar="|".join((*MODES, "both")))
+
+    resolution = add("resolution", "time of an image against its pixels", _resolution)
+    _add_models(resolution)
+    resolution.add_argument("--against", default="", metavar="A,B", help=_AGAINST)
+    resolution.add_argument("--sizes", metavar="A,B", help="pixels of a side (default: 112 to 896)")
+    resolution.add_argument(
+        "--plot", metavar="STEM", help="write STEM.svg, STEM.png and the data in STEM.csv"
+    )
+    _add_settings(resolution, size=False)
+    for one in added:  # what a record leaves out of the command line
+        one.set_defaults(defaults=vars(one.parse_args([])))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the tables, and write what was asked for.
+
+    Raises:
+        SpanetError: If an argument is wrong.
+    """
+    target = report.check_target("--json", args.json) if args.json else None
+    found: Document = args.measure(args)
+    _say("")
+    tables.show(found)
+    if target is not None:
+        report.write_json(target, found)
+        print(f"wrote {target}")
+    if args.mlflow:
+        _track(found)
+
+
+def _models(args: argparse.Namespace) -> Document:
+    subjects = [parse(name) for name in args.models]
+    pairs = parse_against(args.against, subjects)
+    settings, modes = _settings(args), _modes(args.mode)
+    with settings.applied():
+        where = machine(settings.torch_device)
+        _say("ceiling")
+        ceiling = measure_ceiling(settings)
+        results, ratios = measure_models(subjects, pairs, modes, settings, ceiling, _say)
+    command = _command(args)
+    return report.document(
+        "models", command, settings, results, ratios, machine=where, ceiling=ceiling
+    )
+
+
+def _ops(args: argparse.Namespace) -> Document:
+    from spanet_lightning.bench.ops import measure_ops
+
+    subjects = [parse(name) for name in args.models]
+    impls = _listed(args.impl)
+    for impl in impls:
+        if impl not in IMPLS:
+            raise invalid_choice("--impl", impl, IMPLS)
+    if not impls:
+        raise invalid("--impl", args.impl, f"one or more of {', '.join(IMPLS)}")
+    settings = _settings(args)
+    with settings.applied():
+        where = machine(settings.torch_device)
+        _say("ceiling")
+        ceiling = measure_ceiling(settings)
+        results, ratios = measure_ops(subjects, impls, settings, ceiling, _say)
+    command = _command(args)
+    return report.document(
+        "ops", command, settings, results, ratios, machine=where, ceiling=ceiling
+    )
+
+
+def _data(args: argparse.Namespace) -> Document:
+    # Lightning takes seconds to import, and only the data modules need it.
+    from spanet_lightning.bench.loaders import LoaderSettings, measure_loaders
+    from spanet_lightning.bench.photos import make_photos
+
+    modes = _modes(args.mode)
+    settings = LoaderSettings(
+        batch=args.batch,
+        size=args.size,
+        workers=tuple(_integers("--workers", args.workers)),
+        rounds=args.rounds,
+    )
+    where = machine(torch.device("cpu"))
+    with tempfile.TemporaryDirectory(prefix="spanet-bench-") as folder:
+        root = Path(args.root or folder)
+        if args.root is None:
+            if args.images < 4:
+                raise invalid("--images", args.images, "at least 4, one for each class")
+            _say(f"making {2 * args.images} images")
+            make_photos(root, args.images)
+        results, ratios = measure_loaders(root, modes, settings, _say)
+    return report.document("data", _command(args), settings, results, ratios, machine=where)
+
+
+def _resolution(args: argparse.Namespace) -> Document:
+    from spanet_lightning.bench.plot import plot_resolution, require_matplotlib
+    from spanet_lightning.bench.resolution import SIZES, measure_resolution, write_csv
+
+    subjects = [parse(name) for name in args.models]
+    pairs = parse_against(args.against, subjects)
+    sizes = SIZES if args.sizes is None else _integers("--sizes", args.sizes)
+    for size in sizes:
+        if size < 32:
+            raise invalid("--sizes", size, "at least 32")
+    settings = _settings(args)
+    if args.plot:
+        require_matplotlib()
+        report.check_target("--plot", args.plot)
+    with settings.applied():
+        where = machine(settings.torch_device)
+        results, ratios, fits = measure_resolution(subjects, pairs, sizes, settings, _say)
+    command = _command(args)
+    found = report.document(
+        "resolution", command, settings, results, ratios, machine=where, fits=fits
+    )
+    if args.plot:
+        stem = Path(args.plot)
+        table = stem.with_name(f"{stem.name}.csv")
+        write_csv(table, results, fits)
+        plots = plot_resolution(stem, results, fits, found["settings"], where["device"])
+        print(f"wrote {', '.join(map(str, [table, *plots]))}")
+    return found
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        default=list(DEFAULTS),
+        help=f"what to measure (default: {' '.join(DEFAULTS)})",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser, *, size: bool = True) -> None:
+    add, default = parser.add_argument, Settings(device="cpu")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--dtype", default=default.dtype, metavar="float32|tf32|bfloat16|float16")
+    add("--layout", default=default.layout, metavar="channels_last|contiguous")
+    add("--compile", default=default.compile, metavar="none|default|max-autotune")
+    add("--freeze", action="store_true", help="weights as constants of compiled evaluation")
+    at = "" if size else " of 224 px, fewer of larger ones"
+    text = f"images in a batch{at} (default: {default.batch})"
+    add("--batch", type=int, default=default.batch, help=text)
+    if size:
+        text = f"pixels of a side (default: {default.size})"
+        add("--size", type=int, default=default.size, help=text)
+    add("--threads", type=int, help="threads of an operator (default: torch's)")
+    text = f"measurements of each subject (default: {default.rounds})"
+    add("--rounds", type=int, default=default.rounds, help=text)
+    text = f"least seconds of a measurement (default: {default.seconds})"
+    add("--seconds", type=float, default=default.seconds, help=text)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    names = {field.name for field in fields(Settings)}
+    return Settings(**{key: value for key, value in vars(args).items() if key in names})
+
+
+def _modes(mode: str) -> Sequence[str]:
+    if mode not in (*MODES, "both"):
+        raise invalid_choice("--mode", mode, (*MODES, "both"))
+    return MODES if mode == "both" else (mode,)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _integers(key: str, text: str) -> list[int]:
+    try:
+        values = [int(part) for part in _listed(text)]
+    except ValueError as error:
+        raise invalid(key, text, "integers, separated by commas") from error
+    if not values:
+        raise invalid(key, text, "one integer or more, separated by commas")
+    return values
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """Return the shortest command line that measures the same."""
+    words = ["spanet", "bench", args.benchmark]
+    for key, default in args.defaults.items():
+        value = getattr(args, key)
+        if value == default or key in ("json", "mlflow", "measure"):
+            continue
+        if key in ("models", "root"):
+            words += value if isinstance(value, list) else [value]
+        else:
+            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    return words
+
+
+def _say(line: str) -> None:
+    """Tell a person at a terminal how far it is, between measurements alone."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{line}")
+        sys.stderr.flush()
+
+
+def _track(found: Document) -> None:
+    """Record a document in MLflow: settings and machine, medians, and the document itself."""
+    import json
+
+    from spanet_lightning import tracking
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.DEFAULT_URI
+    logger = tracking.MLflowLogger(EXPERIMENT, uri, run_name=f"bench {found['benchmark']}")
+    parts = {
+        "": {"command": found["command"]},
+        "commit.": found["commit"] or {},
+        **{f"{key}.": found[key] for key in ("settings", "machine", "versions")},
+    }
+    params = {prefix + key: v for prefix, part in parts.items() for key, v in part.items()}
+    logger.log_hyperparams(params)
+    logger.log_metrics(report.metrics(found))
+    logger.log_text(json.dumps(found, indent=1, ensure_ascii=False), "bench.json")
+    logger.finalize("success")
+    print(f"recorded in {uri}: {tracking.dashboard([logger])}")

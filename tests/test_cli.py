@@ -1,0 +1,369 @@
+"""If one of these fails, `lightning` does not do what a configuration says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichModelSummary,
+    RichProgressBar,
+    TQDMProgressBar,
+)
+
+from spanet_lightning import ClassificationTask, SPANet, SPANetV2, cli
+from spanet_lightning.cli import keys, sources
+from spanet_lightning.cli.check import class_keys
+from spanet_lightning.cli.experiment import NUM_CLASSES
+from spanet_lightning.cli.progress import ImagesPerSecond, PlainProgress, progress_bar
+from spanet_lightning.cli.record import RunRecord, reserve, run_name
+from spanet_lightning.errors import ConfigError
+from tests.helpers import CONFIGS, DIGITS, UNTRACKED, files
+
+DRY = (*UNTRACKED, "--trainer.fast_dev_run=true")
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Return what a command prints before it exits with success."""
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(args)
+    assert exit_info.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+# -- configurations
+
+
+def test_printed_configuration_is_one(capsys):
+    first = printed(
+        capsys, "fit", *UNTRACKED, "--model.backbone.kernel_sizes=[3,5]", "--print_config"
+    )
+    Path("printed.yaml").write_text(first)
+    assert printed(capsys, "fit", "--config=printed.yaml", "--print_config") == first
+    config = yaml.safe_load(first)
+    assert config["model"]["init_args"]["backbone"]["init_args"]["kernel_sizes"] == [3, 5]
+    assert config["trainer"]["max_epochs"] == 1
+    assert config["checkpoint"]["monitor"] == "val/top1"
+
+
+def test_later_files_and_options_win(capsys):
+    Path("a.yaml").write_text("trainer: {max_epochs: 7, max_steps: 9}\n")
+    Path("b.yaml").write_text("model: {init_args: {backbone: {init_args: {srf: false}}}}\n")
+    args = [
+        "fit",
+        "--config",
+        DIGITS,
+        "-c",
+        "a.yaml",
+        "--config=b.yaml",
+        "--trainer.max_steps",
+        "11",
+    ]
+    args += [
+        "--model.backbone.drop_path_rate=0.1",
+        "--model.init_args.backbone.init_args.img_size=64",
+    ]
+    config = yaml.safe_load(printed(capsys, *args, "--print_config"))
+    backbone = config["model"]["init_args"]["backbone"]["init_args"]
+    assert (config["trainer"]["max_epochs"], config["trainer"]["max_steps"]) == (7, 11)
+    assert (backbone["srf"], backbone["drop_path_rate"], backbone["img_size"]) == (False, 0.1, 64)
+    assert backbone["variant"] == "test"
+
+
+def test_another_class_takes_the_place_of_the_configured_one():
+    args = [
+        "--model.backbone=SPANet",
+        "--model.backbone.variant=test",
+        "--model.backbone.radius=[1,1,1,1]",
+    ]
+    backbone = cli.run(["fit", *DRY, *args]).model.backbone
+    assert isinstance(backbone, SPANet)
+    # Naming the same class again changes nothing.
+    again = cli.run(["fit", *DRY, "--model=ClassificationTask", "--model.backbone=SPANetV2"])
+    assert isinstance(again.model.backbone, SPANetV2)
+
+
+def test_the_data_tells_the_number_of_classes(capsys):
+    experiment = cli.run(["fit", *DRY])
+    assert experiment.model.backbone.num_classes == experiment.datamodule.num_classes == 10
+    assert NUM_CLASSES not in printed(capsys, "fit", *UNTRACKED, "--print_config")
+
+
+def test_help_names_every_argument_of_both_backbones(capsys):
+    text = printed(capsys, "fit", "--help")
+    for backbone in (SPANet, SPANetV2):
+        for name in set(inspect.signature(backbone).parameters) - {"num_classes"}:
+            assert re.search(rf"\b{name}\b", text), name
+    # The commands that it gives work, and explain each argument.
+    for line in re.findall(r"spanet_lightning (fit --.*)", text):
+        assert "--" in printed(capsys, *line.split())
+    args = ["fit", "--model=ClassificationTask", "--model.backbone.help=SPANetV2"]
+    described = printed(capsys, *args)
+    for name in class_keys(SPANetV2):
+        assert f"--backbone.{name}" in described
+
+
+# -- runs
+
+
+def test_run_leaves_its_configuration_and_two_checkpoints(capsys):
+    experiment = cli.run(["fit", *UNTRACKED])
+    assert files() == {
+        "runs",
+        "runs/digits-spanetv2",
+        *(f"runs/digits-spanetv2/{name}" for name in ("best.ckpt", "last.ckpt", "config.yaml")),
+    }
+    out = capsys.readouterr().out
+    assert "epoch 1/1 done" in out
+    assert "val/top1" in out
+    assert "best val/top1" in out
+    assert "runs/digits-spanetv2/best.ckpt" in out
+    assert f"{experiment.cost.parameters:,}" in out
+    # The saved configuration is that of the run, and one that can be run again.
+    again = printed(capsys, "fit", "--config=runs/digits-spanetv2/config.yaml", "--print_config")
+    assert yaml.safe_load(again) == yaml.safe_load(
+        Path("runs/digits-spanetv2/config.yaml").read_text()
+    )
+
+
+def test_runs_do_not_share_a_folder():
+    for _ in range(2):
+        cli.run(["fit", *UNTRACKED])
+    cli.run(["fit", *UNTRACKED, "--name=mine", "--trainer.default_root_dir=elsewhere"])
+    cli.run(["fit", "--config=runs/digits-spanetv2/config.yaml"])
+    assert {path.name for path in Path("runs").iterdir()} == {
+        "digits-spanetv2",
+        "digits-spanetv2-2",
+        "digits-spanetv2-3",
+    }
+    assert Path("elsewhere/mine/best.ckpt").is_file()
+
+
+def test_dry_run_leaves_nothing():
+    cli.run(["fit", *DRY])
+    assert files() == set()
+
+
+def test_resumed_run_goes_on_in_its_folder():
+    cli.run(["fit", *UNTRACKED])
+    folder = Path("runs/digits-spanetv2")
+    config = (folder / "config.yaml").read_text()
+    args = [
+        "fit",
+        *UNTRACKED,
+        "--trainer.max_epochs=2",
+        "--ckpt_path=runs/digits-spanetv2/last.ckpt",
+    ]
+    resumed = cli.run(args)
+    assert (resumed.trainer.current_epoch, resumed.trainer.global_step) == (2, 4)
+    assert [path.name for path in Path("runs").iterdir()] == [folder.name]
+    assert (folder / "config.yaml").read_text() == config
+    assert "max_epochs: 2" in (folder / "config.resumed.yaml").read_text()
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4
+    # Into another root, it starts a folder of its own, and leaves this one as it is.
+    before = (folder / "last.ckpt").stat().st_mtime_ns
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        cli.run([*args, "--trainer.max_epochs=3", "--trainer.default_root_dir=other"])
+    assert (folder / "last.ckpt").stat().st_mtime_ns == before
+    assert torch.load("other/digits-spanetv2/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_saved_run_is_validated_tested_and_predicted_from():
+    cli.run(["fit", *UNTRACKED])
+    saved = [
+        "--config=runs/digits-spanetv2/config.yaml",
+        "--ckpt_path=runs/digits-spanetv2/best.ckpt",
+    ]
+    before = files()
+    validated = cli.run(["validate", *saved]).trainer.callback_metrics
+    tested = cli.run(["test", *saved]).trainer.callback_metrics
+    cli.run(["predict", *saved, "--trainer.limit_predict_batches=1"])
+    assert "val/top1" in validated
+    assert "test/top1" in tested
+    assert files() == before
+
+
+def test_checkpoint_rebuilds_its_model():
+    experiment = cli.run(["fit", *UNTRACKED, "--model.backbone.kernel_sizes=[3,7]"])
+    loaded = ClassificationTask.load_from_checkpoint(
+        "runs/digits-spanetv2/last.ckpt", weights_only=True
+    )
+    for name, tensor in experiment.model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+
+
+# -- callbacks and loggers
+
+
+def callbacks_of(*args: str) -> list[object]:
+    return cli.run(["fit", *UNTRACKED, *args]).trainer.callbacks
+
+
+def test_default_callbacks_give_way_to_the_users_own():
+    kinds = [type(callback) for callback in callbacks_of()]
+    assert ImagesPerSecond in kinds
+    assert PlainProgress in kinds
+    assert kinds.count(ModelCheckpoint) == 1
+    Path("own.yaml").write_text(
+        """
+trainer:
+  callbacks:
+    - class_path: ModelCheckpoint
+      init_args: {monitor: val/loss, filename: lowest}
+    - class_path: TQDMProgressBar
+    - class_path: EarlyStopping
+      init_args: {monitor: val/loss}
+"""
+    )
+    own = callbacks_of("--config=own.yaml")
+    assert [c.filename for c in own if isinstance(c, ModelCheckpoint)] == ["lowest"]
+    assert [type(c) for c in own if isinstance(c, (TQDMProgressBar, PlainProgress))] == [
+        TQDMProgressBar
+    ]
+    assert any(isinstance(c, EarlyStopping) for c in own)
+    assert any(isinstance(c, RichModelSummary) for c in own)
+    off = [
+        f"--trainer.enable_{name}=false"
+        for name in ("checkpointing", "progress_bar", "model_summary")
+    ]
+    assert [type(c) for c in callbacks_of(*off)] == [ImagesPerSecond, RunRecord]
+
+
+def test_own_checkpoint_callback_saves_into_the_run():
+    Path("own.yaml").write_text(
+        "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {filename: each}}]}\n"
+    )
+    cli.run(["fit", *UNTRACKED, "--config=own.yaml"])
+    assert Path("runs/digits-spanetv2/each.ckpt").is_file()
+    assert not Path("runs/digits-spanetv2/best.ckpt").exists()
+
+
+def test_checkpoint_options_are_keys():
+    args = [
+        "--checkpoint.monitor=val/loss",
+        "--checkpoint.mode=min",
+        "--checkpoint.save_last=false",
+    ]
+    cli.run(["fit", *UNTRACKED, *args])
+    assert [p.name for p in Path("runs/digits-spanetv2").glob("*.ckpt")] == ["best.ckpt"]
+
+
+def test_unknown_metric_is_the_users_error():
+    with pytest.raises(ConfigError, match=r"val/to.*val/top1"):
+        cli.run(["fit", *UNTRACKED, "--checkpoint.monitor=val/to"])
+
+
+def test_learning_rate_is_monitored_where_it_is_logged():
+    own = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv"]
+    experiment = cli.run(["fit", *UNTRACKED, *own])
+    assert any(isinstance(c, LearningRateMonitor) for c in experiment.trainer.callbacks)
+    (metrics,) = Path("csv").rglob("metrics.csv")
+    assert "lr-AdamW" in metrics.read_text().splitlines()[0]
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_bare_run_has_no_callbacks_of_ours():
+    bare = ["--trainer.barebones=true", "--trainer.log_every_n_steps=null", "--trainer.max_steps=1"]
+    trainer = cli.run(["fit", *UNTRACKED, *bare]).trainer
+    assert not any(type(c).__module__.startswith("spanet_lightning") for c in trainer.callbacks)
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_file(monkeypatch, capsys):
+    assert isinstance(progress_bar(ImagesPerSecond()), PlainProgress)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes Rich take any output for a terminal
+    assert isinstance(progress_bar(ImagesPerSecond()), RichProgressBar)
+    monkeypatch.delenv("FORCE_COLOR")
+    cli.run(["fit", *UNTRACKED, "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split("  ")[0] for line in lines] == [
+        "epoch 1/1 step 1/3",
+        "epoch 1/1 step 2/3",
+        "epoch 1/1 done",
+    ]
+    assert all(re.search(r"\d+ images/s$", line) for line in lines)
+
+
+# -- parts
+
+
+def test_names_of_runs():
+    assert run_name([]) == "run"
+    assert run_name([str(CONFIGS / "digits" / "spanet.yaml"), "other.yaml"]) == "digits-spanet"
+    assert run_name(["configs/alone.yaml"]) == "alone"
+    assert run_name(["runs/digits-spanetv2/config.yaml"]) == "digits-spanetv2"
+
+
+def test_reserved_folders_are_never_given_twice():
+    assert [reserve(Path("a/b")).as_posix() for _ in range(3)] == ["a/b", "a/b-2", "a/b-3"]
+
+
+def test_flat_keys_are_those_of_the_command_line():
+    config = {
+        "model": {
+            "class_path": "Task",
+            "init_args": {
+                "backbone": {"class_path": "Net", "init_args": {"sizes": [3, 5]}},
+                "lr": 1.0,
+            },
+        },
+        "trainer": {"callbacks": [{"class_path": "C", "init_args": {"x": 1}}], "plugins": {}},
+    }
+    assert keys.flatten(config) == {
+        "model": "Task",
+        "model.backbone": "Net",
+        "model.backbone.sizes": [3, 5],
+        "model.lr": 1.0,
+        "trainer.callbacks.0": "C",
+        "trainer.callbacks.0.x": 1,
+        "trainer.plugins": {},
+    }
+
+
+def test_error_keeps_a_key_that_is_ambiguous_or_no_key():
+    flat = {"a.size": 1, "b.size": 2, "a.rate": 3}
+    for text in ("size: got 1", "runs/x.ckpt: broken", "no key at all"):
+        assert str(keys.with_full_key(ConfigError(text), flat, {})) == text
+    full = keys.with_full_key(ConfigError("rate[2]: got 3"), flat, {"a.rate": "x.yaml:4"})
+    assert str(full) == "x.yaml:4: a.rate[2]: got 3"
+
+
+def test_options_of_a_command_line():
+    args = ["pos", "--a", "1", "--b=2", "-c", "f", "--d", "--e", "-3", "-h"]
+    assert list(sources.options(args)) == [
+        ("--a", "1"),
+        ("--b", "2"),
+        ("-c", "f"),
+        ("--d", None),
+        ("--e", "-3"),
+        ("-h", None),
+    ]
+
+
+def test_files_are_read_as_jsonargparse_reads_them():
+    Path("a.yaml").write_text(
+        "base: &b {lr: 1e-3, name: '5', day: 2026-01-02}\nrun: {<<: *b, lr: 2, off: no, none: }\n"
+        "list: [1, x, 1.5e3]\n"
+    )
+    node = sources.read("a.yaml")
+    assert node.plain() == {
+        "base": {"lr": 1e-3, "name": "5", "day": "2026-01-02"},
+        "run": {"lr": 2, "name": "5", "day": "2026-01-02", "off": False, "none": None},
+        "list": [1, "x", 1500.0],
+    }
+    assert node.value["list"].where == "a.yaml:3"
+    assert sources.read("a.yaml").value["run"].value["name"].where == "a.yaml:1"
+    Path("empty.yaml").touch()
+    assert sources.read("empty.yaml").plain() == {}
+
+
+def test_options_do_not_leak_through_yaml_aliases():
+    Path("a.yaml").write_text("one: &x {k: 1}\ntwo: *x\n")
+    tree = sources.collect(["--config=a.yaml", "--one.k=2"]).plain()
+    assert tree == {"one": {"k": 2}, "two": {"k": 1}}

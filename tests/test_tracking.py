@@ -1,0 +1,128 @@
+"""If one of these fails, MLflow does not hold what a run was, or holds one that never was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from spanet_lightning import cli, tracking
+from spanet_lightning.errors import ConfigError
+from tests.helpers import SHORT, files
+
+
+def runs():
+    """Return the client of the default store and its runs, oldest first."""
+    client = tracking.connect(tracking.DEFAULT_URI)
+    experiment = client.get_experiment_by_name(tracking.DEFAULT_EXPERIMENT)
+    return client, client.search_runs([experiment.experiment_id], order_by=["start_time ASC"])
+
+
+def test_run_is_recorded_with_parameters_metrics_and_configuration(capsys, caplog):
+    experiment = cli.run(["fit", *SHORT, "--trainer.max_epochs=2", "--model.backbone.srf=false"])
+    client, (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "digits-spanetv2"
+    assert run.data.tags["folder"] == "runs/digits-spanetv2"
+    params = run.data.params
+    assert params["model.backbone"] == "spanet_lightning.SPANetV2"
+    assert params["model.backbone.srf"] == "False"
+    assert params["seed_everything"] == "0"
+    assert params["cost.parameters"] == str(experiment.cost.parameters)
+    assert int(params["cost.macs"]) > 0
+    assert not any(name.startswith("trainer.logger.") for name in params)
+    for name in ("val/top1", "val/loss", "train/loss"):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert len({point.step for point in history}) == 2, name
+    assert run.data.metrics["val/top1"] == float(experiment.trainer.callback_metrics["val/top1"])
+    (artifact,) = client.list_artifacts(run.info.run_id)
+    downloaded = client.download_artifacts(run.info.run_id, artifact.path)
+    saved = Path("runs/digits-spanetv2/config.yaml").read_text()
+    assert Path(downloaded).read_text() == saved
+    assert yaml.safe_load(saved)["trainer"]["max_epochs"] == 2
+    # Creating a database is none of a user's business.
+    output = "".join(capsys.readouterr()) + caplog.text
+    assert "alembic" not in output
+    assert "INFO mlflow" not in output
+    assert "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db" in output
+
+
+def test_test_after_training_lands_in_the_same_run_and_alone_in_its_own():
+    experiment = cli.run(["fit", *SHORT])
+    experiment.trainer.test(experiment.model, experiment.datamodule, verbose=False)
+    _, (run,) = runs()
+    assert "test/top1" in run.data.metrics
+    assert run.info.status == "FINISHED"
+    cli.run(["test", *SHORT, "--ckpt_path=runs/digits-spanetv2/last.ckpt"])
+    _, (_, tested) = runs()
+    assert tested.info.run_name == "digits-spanetv2 test"
+    assert tested.data.metrics["test/top1"] == run.data.metrics["test/top1"]
+    assert tested.data.params["model.backbone.variant"] == "test"
+
+
+def test_broken_run_is_marked_failed(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("spanet_lightning.ClassificationTask.on_validation_epoch_end", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.run(["fit", *SHORT, "--trainer.num_sanity_val_steps=0"])
+    _, (run,) = runs()
+    assert run.info.status == "FAILED"
+
+
+def test_nothing_is_written_before_something_is_logged():
+    logger = tracking.MLflowLogger()
+    assert (logger.name, logger.version, logger.save_dir) == ("spanet", "", None)
+    logger.finalize("success")
+    assert files() == set()
+    logger.log_metrics({"a/b": 1.0, "odd [name]": torch.tensor(2.0)}, step=3)
+    assert logger.version
+    run = logger.client.get_run(logger.run_id)
+    assert run.data.metrics == {"a/b": 1.0, "odd _name_": 2.0}
+
+
+def test_run_can_be_continued():
+    first = tracking.MLflowLogger()
+    first.log_hyperparams({"x": 1})
+    second = tracking.MLflowLogger(run_id=first.run_id)
+    second.log_metrics({"y": 2.0})
+    _, (run,) = runs()
+    assert (run.data.params, run.data.metrics) == ({"x": "1"}, {"y": 2.0})
+
+
+def test_experiment_that_was_deleted_or_a_store_that_is_none_is_the_users_error():
+    logger = tracking.MLflowLogger()
+    logger.log_metrics({"x": 1.0})
+    logger.client.delete_experiment(runs()[1][0].info.experiment_id)
+    with pytest.raises(ConfigError, match=r"experiment_name: got 'spanet', which was deleted"):
+        tracking.MLflowLogger().log_metrics({"x": 1.0})
+    with pytest.raises(ConfigError, match=r"tracking_uri: got 'magic:///x', expected"):
+        tracking.MLflowLogger(tracking_uri="magic:///x").log_metrics({"x": 1.0})
+
+
+def test_environment_decides_where_runs_land(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    cli.run(["fit", *SHORT, "--trainer.logger.experiment_name=mine"])
+    assert Path("other.db").is_file()
+    assert not Path("mlflow.db").exists()
+    assert tracking.connect("sqlite:///other.db").get_experiment_by_name("mine")
+
+
+def test_dashboard_of_a_server_is_its_address_without_the_password():
+    def command(uri):
+        return tracking.dashboard([tracking.MLflowLogger(tracking_uri=uri)])
+
+    assert (
+        command("sqlite:///a.db") == "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///a.db"
+    )
+    assert command("https://me:secret@mlflow.example:5000") == "https://mlflow.example:5000"
+    assert tracking.dashboard([]) is None
+
+
+def test_default_logger_may_be_asked_for_by_true():
+    cli.run(["fit", *SHORT, "--trainer.logger=true", "--trainer.fast_dev_run=true"])
+    experiment = cli.run(["fit", *SHORT, "--trainer.logger=true"])
+    assert isinstance(experiment.trainer.logger, tracking.MLflowLogger)
