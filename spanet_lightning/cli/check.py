@@ -163,8 +163,8 @@ class Check:
         children = node.value
         path = children.get("class_path")
         if path is not None:
-            self.where[f"{key}.class_path"] = path.where
-            cls = self._resolve(bases, path, f"{key}.class_path")
+            # On the command line, `--model.backbone SPANet` is the usual way to say it.
+            cls = self._resolve(bases, path, f"{key}.class_path" if path.where else key)
         else:
             # Only arguments are given: they are for the class that is there by default.
             inherited = getattr(default, "class_path", None)
