@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from spanet_lightning import ClassificationTask, SPANet, SPANetV2, cli
-from spanet_lightning.cli import keys, sources
+from spanet_lightning.cli import blame, keys, sources
 from spanet_lightning.cli.check import class_keys
 from spanet_lightning.cli.experiment import NUM_CLASSES
 from spanet_lightning.cli.progress import ImagesPerSecond, PlainProgress, progress_bar
@@ -329,8 +329,8 @@ def test_flat_keys_are_those_of_the_command_line():
 def test_error_keeps_a_key_that_is_ambiguous_or_no_key():
     flat = {"a.size": 1, "b.size": 2, "a.rate": 3}
     for text in ("size: got 1", "runs/x.ckpt: broken", "no key at all"):
-        assert str(keys.with_full_key(ConfigError(text), flat, {})) == text
-    full = keys.with_full_key(ConfigError("rate[2]: got 3"), flat, {"a.rate": "x.yaml:4"})
+        assert str(blame.with_full_key(ConfigError(text), flat, {})) == text
+    full = blame.with_full_key(ConfigError("rate[2]: got 3"), flat, {"a.rate": "x.yaml:4"})
     assert str(full) == "x.yaml:4: a.rate[2]: got 3"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,21 +13,17 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    Callback,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ModelSummary,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.cli import check, checkpoints, keys, sources
+from spanet_lightning.cli import blame, check, checkpoints, keys, sources
+from spanet_lightning.cli.callbacks import default_callbacks
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
-from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
+from spanet_lightning.cli.progress import ImagesPerSecond
+from spanet_lightning.cli.quiet import quieten
 from spanet_lightning.cli.record import RunRecord, run_name
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
@@ -37,19 +32,8 @@ from spanet_lightning.exit import users_error
 
 NUM_CLASSES = "model.init_args.backbone.init_args.num_classes"
 RUNS = "runs"
-_NOISE = (
-    "💡 Tip",
-    "GPU available: False",
-    "TPU available",
-    "HPU available",
-    "Seed set to",
-    "Trainer already configured with model summary",
-)
-# Lightning adds these names to `--help`; what they do has no place on this command line.
-_HIDDEN = {
-    # Always true: with false, a checkpoint could run any code that it brings.
-    "weights_only",
-}
+# Always true: with false, a checkpoint could run any code that it brings.
+_NOT_OFFERED = {"weights_only"}
 
 
 class Experiment(LightningCLI):
@@ -74,10 +58,8 @@ class Experiment(LightningCLI):
         self.throughput = ImagesPerSecond()
         self.where: dict[str, str] = {}
         check.restrict_imports()
-        for (
-            public
-        ) in spanet_lightning.__all__:  # jsonargparse knows the short names of what is loaded
-            getattr(spanet_lightning, public)
+        for name in spanet_lightning.__all__:
+            getattr(spanet_lightning, name)  # jsonargparse knows the short names of what is loaded
         strict = {"exit_on_error": False, "allow_abbrev": False}
         # Subcommands print their help in the main parser's format.
         main = {
@@ -87,7 +69,7 @@ class Experiment(LightningCLI):
             "formatter_class": LineHelpFormatter,
         }
         commands = {name: {**strict, "epilog": knobs(name)} for name in self.subcommands()}
-        _quieten()
+        quieten()
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -111,7 +93,7 @@ class Experiment(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands, each with the arguments of Trainer's method that are not offered."""
-        return {name: skip | _HIDDEN for name, skip in LightningCLI.subcommands().items()}
+        return {name: skip | _NOT_OFFERED for name, skip in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run needs beside model, data and trainer."""
@@ -195,7 +177,7 @@ class Experiment(LightningCLI):
             found = users_error(error)
             if found is None:
                 raise
-            raise keys.with_full_key(found, self.flat_config(), self.where) from error
+            raise blame.with_full_key(found, self.flat_config(), self.where) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the default callbacks, where the user has not brought their own.
@@ -216,56 +198,16 @@ class Experiment(LightningCLI):
             # Lightning promises to save nothing here, but saves a last checkpoint all the same.
             given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
             config["enable_checkpointing"] = False
-        config["callbacks"] = given + self._default_callbacks(config, given)
+        saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
+        callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
+        if not (config["fast_dev_run"] or config["barebones"]):
+            self.record = self._record(config, callbacks)
+            callbacks.append(self.record)
+        config["callbacks"] = callbacks
         try:
             return Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise self._trainer_error(config, str(error)) from error
-
-    def _trainer_error(self, config: Mapping[str, Any], text: str) -> ConfigError:
-        """Name the key that Lightning's message is about, where that can be told."""
-        given = {
-            full: str(config.get(full.removeprefix("trainer.")))
-            for full in self.where
-            if full.startswith("trainer.")
-        }
-        names = {full: full.removeprefix("trainer.") for full in given}
-        likely = [full for full, name in names.items() if f"{name}=" in text]
-        likely += [full for full, name in names.items() if f"`{name}`" in text]
-        likely += [full for full, value in given.items() if value in text.split()]
-        if not likely:
-            return ConfigError(f"trainer: {one_line(text)}")
-        full = likely[0]
-        place = f"{self.where[full]}: " if self.where[full] else ""
-        return ConfigError(f"{place}{full}: got {given[full]!r}: {one_line(text)}")
-
-    def _default_callbacks(
-        self, config: Mapping[str, Any], given: Sequence[Callback]
-    ) -> list[Callback]:
-        """Return the callbacks of a run, each left out where the user gave one of its kind."""
-        if config["barebones"]:
-            return []
-
-        def absent(kind: type[Callback]) -> bool:
-            return not any(isinstance(callback, kind) for callback in given)
-
-        fitting = self.subcommand == "fit"
-        callbacks: list[Callback] = []
-        if fitting:
-            callbacks.append(self.throughput)
-        if config["enable_progress_bar"] is not False and absent(ProgressBar):
-            callbacks.append(progress_bar(self.throughput))
-        if fitting and config["enable_model_summary"] is not False and absent(ModelSummary):
-            callbacks.append(ParameterTable())
-        if fitting and config["logger"] and absent(LearningRateMonitor):
-            callbacks.append(LearningRateMonitor())
-        saving = config["enable_checkpointing"] is not False
-        if fitting and saving and absent(ModelCheckpoint):
-            callbacks.append(self._get(self.config_init, "checkpoint"))
-        if not config["fast_dev_run"]:
-            self.record = self._record(config, [*given, *callbacks])
-            callbacks.append(self.record)
-        return callbacks
+            raise blame.trainer_error(str(error), config, self.where) from error
 
     def _record(self, config: Mapping[str, Any], callbacks: Sequence[Callback]) -> RunRecord:
         root = Path(config["default_root_dir"] or RUNS)
@@ -330,7 +272,7 @@ class Experiment(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except SpanetError as error:
-            raise keys.with_full_key(error, self.flat_config(), self.where) from error
+            raise blame.with_full_key(error, self.flat_config(), self.where) from error
         except MisconfigurationException as error:
             # Raised late, by a callback that finds no such metric and the like.
             raise ConfigError(one_line(str(error))) from error
@@ -343,13 +285,12 @@ class Experiment(LightningCLI):
     def results(self) -> dict[str, str | None]:
         """Return the rows of the table that ends a run."""
         saver = self.trainer.checkpoint_callback
-        best = getattr(saver, "best_model_score", None)
+        score = getattr(saver, "best_model_score", None)
         path = getattr(saver, "best_model_path", "") or None
         cost = self.cost
+        best = None if score is None else f"{float(score):.4f}"
         return {
-            f"best {getattr(saver, 'monitor', None)}": None
-            if best is None
-            else f"{float(best):.4f}",
+            f"best {getattr(saver, 'monitor', None)}": best,
             "parameters": None if cost is None else f"{cost.parameters:,}",
             "MACs": None if cost is None else summary.macs(cost),
             "images/s": f"{self.throughput.rate:.0f} in training",
@@ -375,19 +316,3 @@ def _asks_for_help(args: Sequence[str]) -> bool:
 
 def _config_files(args: Sequence[str]) -> list[str]:
     return [text for name, text in sources.options(args) if name in sources.CONFIG_OPTIONS and text]
-
-
-def _quieten() -> None:
-    """Drop the lines that Lightning prints at every start and that say nothing of this run."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(_NOISE)
-
-    # Lightning 2.6 on torch 2.14; about their code, not about what a user wrote.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    # Only training saves checkpoints, so nothing else has the callback that did.
-    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            if not any(getattr(old, "__name__", "") == keep.__name__ for old in handler.filters):
-                handler.addFilter(keep)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
-
-from spanet_lightning.errors import SpanetError
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -30,26 +27,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def with_full_key(
-    error: SpanetError, flat: Mapping[str, Any], where: Mapping[str, str]
-) -> SpanetError:
-    """Return the error of a constructor with the key as the user wrote it, and its file and line.
-
-    A backbone knows that `kernel_sizes` is wrong, not that it stands under `model.backbone`.
-
-    Args:
-        error: Begins with the argument's name and a colon, where it is about an argument.
-        flat: The configuration by dotted keys.
-        where: File and line of the keys that a file sets.
-    """
-    match = re.match(r"([A-Za-z_][\w.]*)((?:\[\d+\])*): ", str(error))
-    if match is None:
-        return error
-    name, index = match.groups()
-    full = [key for key in flat if key == name or key.endswith(f".{name}")]
-    if len(full) != 1:
-        return error
-    place = f"{where[full[0]]}: " if where.get(full[0]) else ""
-    return type(error)(f"{place}{full[0]}{index}: {str(error)[match.end() :]}")

@@ -1,0 +1,55 @@
+"""The callbacks that a run has without being asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
+
+from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
+
+
+def default_callbacks(
+    trainer: Mapping[str, Any],
+    given: Sequence[Callback],
+    throughput: ImagesPerSecond,
+    saver: ModelCheckpoint | None,
+) -> list[Callback]:
+    """Return the callbacks to add, each left out where the user gave one of its kind.
+
+    Args:
+        trainer: The trainer's arguments.
+        given: The user's callbacks.
+        throughput: The meter of training speed.
+        saver: Saves the best and the last checkpoint; None where nothing is trained.
+    """
+    if trainer["barebones"]:
+        return []
+
+    def absent(kind: type[Callback]) -> bool:
+        return not any(isinstance(callback, kind) for callback in given)
+
+    def enabled(name: str) -> bool:
+        return trainer[f"enable_{name}"] is not False  # null, the default, is a yes
+
+    callbacks: list[Callback] = []
+    if saver is not None:
+        callbacks.append(throughput)
+    if enabled("progress_bar") and absent(ProgressBar):
+        callbacks.append(progress_bar(throughput))
+    if saver is None:
+        return callbacks
+    if enabled("model_summary") and absent(ModelSummary):
+        callbacks.append(ParameterTable())
+    if trainer["logger"] and absent(LearningRateMonitor):
+        callbacks.append(LearningRateMonitor())
+    if enabled("checkpointing") and absent(ModelCheckpoint):
+        callbacks.append(saver)
+    return callbacks
