@@ -41,16 +41,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-# Lightning 2.6 asks torch's pytree in a way that torch 2.14 deprecates.
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
-# Lightning advises worker processes; four images need none.
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_config_trains(
     path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # jsonargparse 4 announces the removal of what Lightning 2.6 still calls, and Lightning warns
-    # where both the program and its caller have arguments
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # Lightning warns where both the program and its caller have arguments.
     monkeypatch.setattr("sys.argv", ["lightning"])
     small = {
         "trainer.fast_dev_run": "true",

@@ -18,13 +18,6 @@ from spanet_lightning.cli import run
 from spanet_lightning.errors import ConfigError, DataError
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 
-pytestmark = [
-    # Lightning 2.6 asks torch's pytree in a way that torch 2.14 deprecates.
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-    # Lightning advises worker processes; batches that are in memory need none.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
-
 
 def backbone(num_classes: int = 10, **arguments: Any) -> Backbone:
     return SPANet("test", num_classes=num_classes, img_size=32, **arguments)
@@ -219,9 +212,7 @@ def test_moving_average_of_weights_is_what_is_evaluated(tmp_path: Path) -> None:
 def test_checkpoint_of_a_run_reloads_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # jsonargparse 4 announces the removal of what Lightning 2.6 still calls, and Lightning warns
-    # where both the program and its caller have arguments
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # Lightning warns where both the program and its caller have arguments.
     monkeypatch.setattr("sys.argv", ["lightning"])
     settings = {
         "model": "spanet_lightning.ClassificationTask",

@@ -161,9 +161,8 @@ class ClassificationTask(Task):
     ) -> tuple[Float[Tensor, "_ c h w"], Tensor]:
         """Return a batch as it is trained on: mixed images, soft targets of shape (b, classes).
 
-        Without Mixup and CutMix both come back as they are. Images are mixed with the batch in
-        reverse order, so the last of an odd number would have to be mixed with its neighbour's
-        partner: it is left out instead.
+        Without Mixup and CutMix both come back as they are. Images are mixed in pairs, so the last
+        one of an odd number is left out.
         """
         if self.mixup is None:
             return images, labels
