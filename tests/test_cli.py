@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 
-from spanet_lightning import ClassificationTask, SPANet, SPANetV2, cli
+from spanet_lightning import ClassificationTask, SPANet, SPANetV2, __version__, cli
 from spanet_lightning.cli import blame, keys, sources
 from spanet_lightning.cli.check import class_keys
 from spanet_lightning.cli.experiment import NUM_CLASSES
@@ -108,6 +108,13 @@ def test_help_names_every_argument_of_both_backbones(capsys):
     described = printed(capsys, *args)
     for name in class_keys(SPANetV2):
         assert f"--backbone.{name}" in described
+
+
+def test_version_and_overview(capsys):
+    assert __version__ in printed(capsys, "--version")
+    overview = printed(capsys, "--help")
+    for command in ("fit", "validate", "test", "predict"):
+        assert f"    {command} " in overview
 
 
 # -- runs

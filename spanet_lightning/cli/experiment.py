@@ -65,6 +65,7 @@ class Experiment(LightningCLI):
         main = {
             **strict,
             "prog": program(),
+            "version": f"(spanet-lightning {spanet_lightning.__version__})",
             "description": "Train and evaluate the experiment that configurations describe.",
             "formatter_class": LineHelpFormatter,
         }
@@ -150,7 +151,7 @@ class Experiment(LightningCLI):
         if not self.args:
             raise ConfigError(f"command: is missing; expected one of {', '.join(names)}")
         first, *rest = self.args
-        if first in ("-h", "--help"):
+        if first in ("-h", "--help", "--version"):
             return None, []
         if first not in names:
             raise invalid_choice("command", first, names)
