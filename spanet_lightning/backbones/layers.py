@@ -138,7 +138,7 @@ class StarReluMlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the MLP of each pixel, same shape."""
-        squared = F.relu(self.fc1(x)).square()
+        squared = F.relu(self.fc1(x), inplace=True).square()
         weight = self.fc2.weight
         return F.conv2d(squared, weight * self.act.scale, weight.sum((1, 2, 3)) * self.act.bias)
 
