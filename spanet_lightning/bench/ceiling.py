@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch.utils.benchmark import Timer
 
 from spanet_lightning.bench.settings import Settings
+from spanet_lightning.bench.timing import shortest
 
 # Sides of square products. Small ones do not fill a device, large ones may not fit its caches.
 _SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
@@ -29,7 +30,7 @@ class Ceiling:
 
 
 def measure_ceiling(settings: Settings) -> Ceiling:
-    """Measure both rates: the shortest time of many, as anything longer was disturbed.
+    """Measure both rates, by the shortest time of many calls.
 
     Args:
         settings: Device, precision and threads; each size takes twice its `seconds`.
@@ -37,15 +38,11 @@ def measure_ceiling(settings: Settings) -> Ceiling:
     device, kind = settings.torch_device, settings.torch_device.type
     generator = torch.Generator().manual_seed(settings.seed)
 
-    def shortest(statement: str, **names: object) -> float:
-        timer = Timer(statement, globals=names, num_threads=torch.get_num_threads())
-        return min(timer.blocked_autorange(min_run_time=2 * settings.seconds).times)
-
+    seconds = 2 * settings.seconds
     rates = []
     for side in _SIDES[kind]:
         a, b = torch.randn(2, side, side, generator=generator).to(device, settings.product_dtype)
-        rates.append(side**3 / shortest("mm(a, b, out=out)", mm=torch.mm, a=a, b=b, out=a + b))
+        rates.append(side**3 / shortest(partial(torch.mm, a, b, out=a + b), seconds))
     source = torch.ones(_COPIED_BYTES[kind], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copying = shortest("target.copy_(source)", target=target, source=source)
+    copying = shortest(partial(torch.empty_like(source).copy_, source), seconds)
     return Ceiling(max(rates), 2 * source.nbytes / copying)

@@ -26,7 +26,7 @@ from spanet_lightning.bench.models import Row, ratio
 from spanet_lightning.bench.timing import Say, Turn, alternate, spread
 from spanet_lightning.data import ImageClassificationDataModule
 from spanet_lightning.data.posterize import repair_posterize
-from spanet_lightning.errors import invalid
+from spanet_lightning.errors import ConfigError, invalid
 
 SPLITS = {"train": "train", "eval": "val"}
 
@@ -136,7 +136,10 @@ def seconds_per_image(
         elif batches > skipped:
             images += len(pixels)
     if images == 0:
-        raise invalid("--batch", "too large", f"more than {skipped} batches, found {batches}")
+        raise ConfigError(
+            f"--batch: found {batches} full batches, expected more than {skipped}; give a smaller "
+            "one, or more images"
+        )
     return (clock() - start) / images
 
 

@@ -13,7 +13,7 @@ import torch
 
 from spanet_lightning import __version__
 
-_PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow")
+_PACKAGES = ("torchvision", "timm", "triton", "numpy", "pillow")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def cpu_name() -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python, this project and the packages whose speed is measured."""
     found = {"python": platform.python_version(), "spanet_lightning": __version__}
+    found["torch"] = torch.__version__  # tells the build, which its package's version does not
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -6,9 +6,9 @@ state, the batch. **Transient** memory is the most that a call holds on top: act
 
 On a CUDA device the allocator tells the peak (`torch.cuda.max_memory_allocated`). On a CPU, torch's
 profiler reports every block that torch's allocator hands out and takes back, within operators and
-compiled code too, and the peak is that of their running sum. Not seen: blocks of libraries with an
-allocator of their own (MKL's packing buffers), and what the heap holds beyond what is in use, so a
-process's resident size is larger.
+compiled code too, and the peak is that of their running sum. Not seen: blocks of libraries with
+an allocator of their own (MKL's packing buffers), a frozen graph's copy of the weights, and what
+the heap holds beyond what is in use; so a process's resident size is larger.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from spanet_lightning.backbones import spanet, spanetv2
 from spanet_lightning.bench.ceiling import Ceiling
 from spanet_lightning.bench.models import WARM_UP_CALLS, Row, ratio
 from spanet_lightning.bench.settings import Settings
-from spanet_lightning.bench.subjects import Subject, build_ours
+from spanet_lightning.bench.subjects import Subject, build_all
 from spanet_lightning.bench.timing import Say, alternate, spread, timed
 from spanet_lightning.cost import model_cost
 
@@ -125,20 +125,13 @@ def sites(subjects: Sequence[Subject], impls: Sequence[str], settings: Settings)
         subjects: Our models; a `spectral_impl` of theirs is not looked at.
         impls: The implementations to build.
         settings: Size and seed.
-
-    Raises:
-        ConfigError: If a model is not one of ours.
     """
     found: dict[tuple[str, tuple[int, int, int]], Site] = {}
     for subject in subjects:
-        models = {
-            impl: build_ours(Subject(subject.name, impl), settings.size, settings.seed).eval()
-            for impl in impls
-        }
-        first = next(iter(models.values()))
-        for model in models.values():
-            model.load_state_dict(first.state_dict())
-        per_impl = {impl: _first_mixers(model) for impl, model in models.items()}
+        variants = [Subject(subject.name, impl) for impl in impls]
+        models = build_all(variants, settings.size, settings.seed)
+        first = models[variants[0]]
+        per_impl = {str(v.impl): _first_mixers(model.eval()) for v, model in models.items()}
         shapes = _shapes(first, per_impl[impls[0]], settings.images(batch=1).cpu())
         for stage, (mixer, shape) in enumerate(zip(per_impl[impls[0]], shapes, strict=True)):
             kind = _kind(mixer)

@@ -16,7 +16,7 @@ QUALITY = 90
 _CLASSES = 4
 # Sides, in pixels, of the patches of random colour whose sum is an image, and their contrasts:
 # like photographs, the coarser the stronger.
-_PATCHES = {96: 60.0, 24: 35.0, 6: 18.0, 2: 7.0}
+_PATCHES = {96: 60.0, 24: 30.0, 6: 25.0, 2: 40.0}
 
 
 def make_photos(root: Path, images: int, seed: int = 0) -> None:

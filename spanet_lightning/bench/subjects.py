@@ -16,7 +16,6 @@ import timm
 import torch
 from torch import nn
 
-from spanet_lightning.backbones.metaformer import Backbone
 from spanet_lightning.backbones.spectral import SpectralImpl
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid, invalid_choice
 
@@ -70,6 +69,18 @@ def parse(text: str, key: str = "MODEL") -> Subject:
     return Subject(name, impl)
 
 
+def parse_ours(text: str) -> Subject:
+    """Read the name of one of our models.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    subject = parse(text)
+    if not is_ours(subject.name):
+        raise invalid("MODEL", text, "one of this project's models; see 'spanet models'")
+    return subject
+
+
 def parse_against(text: str, subjects: Sequence[Subject]) -> list[tuple[Subject, Subject]]:
     """Read what subjects are compared with, separated by commas.
 
@@ -88,7 +99,7 @@ def parse_against(text: str, subjects: Sequence[Subject]) -> list[tuple[Subject,
     for entry in filter(None, (part.strip() for part in text.split(","))):
         for subject in subjects:
             if entry in IMPLS:
-                if subject.name.startswith("python:") or not is_ours(subject.name):
+                if not is_ours(subject.name):
                     raise invalid(
                         "--against", entry, f"a model: {subject.name!r} has no spectral_impl"
                     )
@@ -104,6 +115,8 @@ def parse_against(text: str, subjects: Sequence[Subject]) -> list[tuple[Subject,
 
 def is_ours(name: str) -> bool:
     """Tell whether timm's model of this name is one of this project's."""
+    if name.startswith("python:"):
+        return False
     module: str = timm.model_entrypoint(name.partition(".")[0]).__module__
     return module.startswith("spanet_lightning.")
 
@@ -144,18 +157,6 @@ def build_all(subjects: Sequence[Subject], size: int, seed: int) -> dict[Subject
         if same is not model:
             model.load_state_dict(same.state_dict())
     return models
-
-
-def build_ours(subject: Subject, size: int, seed: int) -> Backbone:
-    """Build one of our models.
-
-    Raises:
-        ConfigError: If it is another.
-    """
-    model = build(subject, size, seed)
-    if not isinstance(model, Backbone):
-        raise invalid("MODEL", subject.name, "one of this project's models; see 'spanet models'")
-    return model
 
 
 def _from_python(name: str) -> nn.Module:

@@ -8,13 +8,18 @@ steady drift, and a comparison is the median of the rounds' ratios with their qu
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.benchmark import Timer
+
+# The next import looks for a CUDA compiler, and warns where it finds one but no device.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+from torch.utils.benchmark import Timer  # noqa: E402
 
 Turn = Callable[[], float]
 """Measures a subject once: seconds."""
@@ -79,10 +84,19 @@ def timed(call: Callable[[], Any], seconds: float) -> Turn:
         call: What to time.
         seconds: Least time that is measured in a turn.
     """
-    # Timer has one thread unless it is told otherwise.
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    timer = _timer(call)
 
     def turn() -> float:
         return timer.blocked_autorange(min_run_time=seconds).median
 
     return turn
+
+
+def shortest(call: Callable[[], Any], seconds: float) -> float:
+    """Return the shortest time of `call` over some seconds: anything longer was disturbed."""
+    return min(_timer(call).blocked_autorange(min_run_time=seconds).times)
+
+
+def _timer(call: Callable[[], Any]) -> Timer:
+    # It has one thread unless it is told otherwise.
+    return Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())

@@ -28,7 +28,7 @@ from spanet_lightning.bench.machine import machine
 from spanet_lightning.bench.models import MODES, measure_models
 from spanet_lightning.bench.report import Document
 from spanet_lightning.bench.settings import Settings
-from spanet_lightning.bench.subjects import DEFAULTS, IMPLS, parse, parse_against
+from spanet_lightning.bench.subjects import DEFAULTS, IMPLS, parse, parse_against, parse_ours
 from spanet_lightning.errors import invalid, invalid_choice
 
 EXPERIMENT = "spanet-bench"
@@ -127,7 +127,7 @@ def _models(args: argparse.Namespace) -> Document:
 def _ops(args: argparse.Namespace) -> Document:
     from spanet_lightning.bench.ops import measure_ops
 
-    subjects = [parse(name) for name in args.models]
+    subjects = [parse_ours(name) for name in args.models]
     impls = _listed(args.impl)
     for impl in impls:
         if impl not in IMPLS:
