@@ -7,9 +7,10 @@ For n = H·W pixels of a square image, an operator's time grows as
     n^1.5       a product with complete real bases: (H + W)·n multiplications
     n²          attention over all tokens
 
-and a call costs something whatever is in it, which the images of a batch share. `fit` finds the
-times of these parts, none of them negative, that explain the measured ones best; `Fit.held_out`
-is the harder test: the largest size, predicted from all smaller ones.
+`fit` finds the times of these parts, none of them negative, that explain the measured ones best;
+`Fit.held_out_error` is the harder test: the largest size, predicted from all smaller ones. What a
+call costs whatever is in it has no part of its own: batches shrink as images grow, so its share for
+each image grows as n, too.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from spanet_lightning.backbones import SPANet, SPANetV2, spanetv2
 from spanet_lightning.bench.subjects import Subject
 from spanet_lightning.cost import model_cost
 
-TERMS: dict[str, Callable[[float, float], float]] = {
-    "call": lambda _n, batch: 1 / batch,
-    "n": lambda n, _batch: n,
-    "n log n": lambda n, _batch: n * math.log2(n),
-    "n^1.5": lambda n, _batch: n**1.5,
-    "n²": lambda n, _batch: n**2,
+TERMS: dict[str, Callable[[float], float]] = {
+    "n": lambda n: n,
+    "n log n": lambda n: n * math.log2(n),
+    "n^1.5": lambda n: n**1.5,
+    "n²": lambda n: n**2,
 }
 
 
@@ -41,12 +41,10 @@ class Point:
 
     Attributes:
         pixels: n of an image.
-        batch: Images in the call.
         seconds: For one image.
     """
 
     pixels: int
-    batch: int
     seconds: float
 
 
@@ -65,17 +63,14 @@ class Fit:
     largest_error: float
     held_out_error: float | None
 
-    def seconds(self, pixels: float, batch: float) -> float:
+    def seconds(self, pixels: float) -> float:
         """Return the predicted time of an image."""
-        return sum(c * TERMS[name](pixels, batch) for name, c in self.terms.items())
+        return sum(c * TERMS[name](pixels) for name, c in self.terms.items())
 
-    def shares(self, point: Point) -> dict[str, float]:
-        """Return the share of each part of the predicted time at a measurement's size."""
-        whole = self.seconds(point.pixels, point.batch)
-        return {
-            name: c * TERMS[name](point.pixels, point.batch) / whole
-            for name, c in self.terms.items()
-        }
+    def shares(self, pixels: float) -> dict[str, float]:
+        """Return the share of each part of the predicted time of an image."""
+        whole = self.seconds(pixels)
+        return {name: c * TERMS[name](pixels) / whole for name, c in self.terms.items()}
 
 
 def predicted_terms(model: nn.Module, subject: Subject) -> tuple[str, ...]:
@@ -85,7 +80,7 @@ def predicted_terms(model: nn.Module, subject: Subject) -> tuple[str, ...]:
         model: The model.
         subject: Tells how its spectra are computed.
     """
-    terms = ["call", "n"]
+    terms = ["n"]
     impl = subject.impl or "auto"
     if isinstance(model, SPANet):  # "auto" is the basis at every radius that is published
         terms += ["n log n"] if impl in ("fft", "rfft") else []
@@ -115,7 +110,7 @@ def fit(points: Sequence[Point], names: Sequence[str]) -> Fit:
 
 
 def _error(found: Fit, point: Point) -> float:
-    return found.seconds(point.pixels, point.batch) / point.seconds - 1
+    return found.seconds(point.pixels) / point.seconds - 1
 
 
 def _non_negative(points: Sequence[Point], names: Sequence[str]) -> dict[str, float]:
@@ -123,7 +118,7 @@ def _non_negative(points: Sequence[Point], names: Sequence[str]) -> dict[str, fl
     best, best_terms = math.inf, dict.fromkeys(names, 0.0)
     for count in range(1, min(len(names), len(points)) + 1):
         for subset in itertools.combinations(names, count):
-            rows = [[TERMS[name](p.pixels, p.batch) / p.seconds for name in subset] for p in points]
+            rows = [[TERMS[name](p.pixels) / p.seconds for name in subset] for p in points]
             matrix = torch.tensor(rows, dtype=torch.float64)
             scale = matrix.norm(dim=0)  # columns differ by many orders of magnitude
             ones = torch.ones(len(points), 1, dtype=torch.float64)

@@ -91,9 +91,7 @@ def _draw(whole: Any, relative: Any, row: Row, results: Sequence[Row], index: in
         middle = [1e3 * s.median / p for s, p in zip(spreads, per, strict=True)]
         below = [1e3 * (s.median - s.q1) / p for s, p in zip(spreads, per, strict=True)]
         above = [1e3 * (s.q3 - s.median) / p for s, p in zip(spreads, per, strict=True)]
-        fitted = [
-            1e3 * found.seconds(r["pixels"], r["batch"]) / p for r, p in zip(mine, per, strict=True)
-        ]
+        fitted = [1e3 * found.seconds(r["pixels"]) / p for r, p in zip(mine, per, strict=True)]
         axes.errorbar(
             pixels, middle, [below, above], fmt=marker, color=color, markersize=4, capsize=2
         )

@@ -87,7 +87,7 @@ def measure_resolution(
     for subject in models:
         measured = points(results, subject.label)
         found = fit(measured, terms[subject])
-        shares = found.shares(max(measured, key=lambda p: p.pixels))
+        shares = found.shares(max(point.pixels for point in measured))
         fits.append({"subject": subject.label, **asdict(found), "shares": shares})
     return results, ratios, fits
 
@@ -95,7 +95,7 @@ def measure_resolution(
 def points(results: Sequence[Row], label: str) -> list[Point]:
     """Return the measurements of a subject."""
     return [
-        Point(row["pixels"], row["batch"], row["ms_per_image"] / 1e3)
+        Point(row["pixels"], row["ms_per_image"] / 1e3)
         for row in results
         if row["subject"] == label
     ]
@@ -116,7 +116,7 @@ def write_csv(path: Path, results: Sequence[Row], fits: Sequence[Row]) -> None:
         )
         for row in results:
             around = spread(row["seconds"])
-            predicted = found[row["subject"]].seconds(row["pixels"], row["batch"])
+            predicted = found[row["subject"]].seconds(row["pixels"])
             times = (around.median, around.low, around.high, predicted)
             lines.writerow(
                 [row["subject"], row["size"], row["pixels"], row["batch"]]

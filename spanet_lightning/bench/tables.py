@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from spanet_lightning.bench.models import Row
@@ -159,7 +159,8 @@ _SHOW = {"models": _models, "ops": _ops, "data": _data, "resolution": _resolutio
 def _table(title: str, *columns: str, left: int = 1) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=i < left)
+        justify: JustifyMethod = "left" if i < left else "right"
+        table.add_column(column, justify=justify, no_wrap=i < left, overflow="fold")
     return table
 
 
