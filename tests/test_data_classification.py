@@ -288,3 +288,11 @@ def test_source_that_does_not_open_is_named(root: Path) -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         module(Path("root"), **arguments)
+
+
+def test_of_two_classes_the_one_missing_in_val_is_named(tmp_path: Path) -> None:
+    for folder in ("train/cat", "train/dog", "val/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / folder / "0.png")
+    with pytest.raises(DataError, match="dog"):
+        _ = ImageClassificationDataModule(root=str(tmp_path)).num_classes

@@ -181,6 +181,9 @@ class ImageClassificationDataModule(LightningDataModule):
     @property
     def num_classes(self) -> int:
         """Number of classes of the data."""
+        if self._num_classes is None and not self.dataset and len(self.class_names) < 2:
+            # No network can be built for one class: where another split has more, say which.
+            self._check_classes()
         return self._num_classes or len(self.class_names)
 
     @property
@@ -203,11 +206,7 @@ class ImageClassificationDataModule(LightningDataModule):
         for key in keys.get(stage, ("test_split",)):
             self._datasets[key] = self._open(key)
         if stage == "fit" and not self.dataset:
-            train, val = self._reader("train_split"), self._reader("val_split")
-            check_same_classes(
-                (Path(train.root), list(train.class_to_idx)),
-                (Path(val.root), list(val.class_to_idx)),
-            )
+            self._check_classes()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented."""
@@ -234,6 +233,12 @@ class ImageClassificationDataModule(LightningDataModule):
     def _evaluated(self, key: str) -> DataLoader[Any]:
         return eval_loader(
             self._datasets[key], batch_size=self.batch_size, num_workers=self.num_workers
+        )
+
+    def _check_classes(self) -> None:
+        train, val = self._reader("train_split"), self._reader("val_split")
+        check_same_classes(
+            (Path(train.root), list(train.class_to_idx)), (Path(val.root), list(val.class_to_idx))
         )
 
     def _split(self, key: str) -> str:
