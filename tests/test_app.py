@@ -109,7 +109,7 @@ def test_demo_trains_tests_and_says_where_everything_is(capsys):
         "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db",
     ):
         assert words in results
-    assert out.count("best val/top1") == 1
+    assert out.count("best val/loss") == 1
     assert Path("mlflow.db").is_file()
 
 

@@ -50,7 +50,7 @@ def test_printed_configuration_is_one(capsys):
     config = yaml.safe_load(first)
     assert config["model"]["init_args"]["backbone"]["init_args"]["kernel_sizes"] == [3, 5]
     assert config["trainer"]["max_epochs"] == 1
-    assert config["checkpoint"]["monitor"] == "val/top1"
+    assert config["checkpoint"]["monitor"] == "val/loss"
 
 
 def test_later_files_and_options_win(capsys):
@@ -130,7 +130,7 @@ def test_run_leaves_its_configuration_and_two_checkpoints(capsys):
     out = capsys.readouterr().out
     assert "epoch 1/1 done" in out
     assert "val/top1" in out
-    assert "best val/top1" in out
+    assert "best val/loss" in out
     assert "runs/digits-spanetv2/best.ckpt" in out
     assert f"{experiment.cost.parameters:,}" in out
     # The saved configuration is that of the run, and one that can be run again.
