@@ -157,6 +157,19 @@ def test_any_size_runs_and_leaves_no_trace_in_the_state(name, size):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.parametrize("impl", ["auto", "fft", "rfft", "real"])
+@pytest.mark.parametrize("name", TINY)
+def test_a_model_cast_to_bfloat16_runs_and_stays_near(name, impl):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, spectral_impl=impl).eval()
+    x = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        exact = model(x)
+        half = model.bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half - exact).abs().max() <= 0.1 * exact.abs().max()
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_models_can_be_copied_and_pickled(name):
     model = timm.create_model(name)

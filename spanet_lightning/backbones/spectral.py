@@ -279,7 +279,7 @@ def spf_conv1x1(
     if spf_uses_fft(impl, height, width, radius):
         return F.conv2d(spf_rfft(x, radius, gates), weight, bias)
     band = low_band(height, width, radius, gates, at_least_float32(weight).dtype, x.device)
-    out = F.conv2d(x, weight * band.high.view(1, -1, 1, 1), bias)
+    out = F.conv2d(x, (weight * band.high.view(1, -1, 1, 1)).to(weight.dtype), bias)
 
     # Pixels first: with channels last, (B, H, W·C) is a view, and both large products are plain.
     x_BHWC = x.permute(0, 2, 3, 1)
