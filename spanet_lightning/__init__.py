@@ -14,12 +14,17 @@ from spanet_lightning._version import __version__
 from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
 
 if TYPE_CHECKING:
-    from spanet_lightning.data import DigitsDataModule, ImageClassificationDataModule
+    from spanet_lightning.data import (
+        CocoDataModule,
+        DigitsDataModule,
+        ImageClassificationDataModule,
+    )
     from spanet_lightning.tasks import ClassificationTask
 
 __all__ = [
     "Backbone",
     "ClassificationTask",
+    "CocoDataModule",
     "DigitsDataModule",
     "ImageClassificationDataModule",
     "SPANet",
@@ -30,6 +35,7 @@ __all__ = [
 
 _LAZY = {
     "ClassificationTask": "spanet_lightning.tasks",
+    "CocoDataModule": "spanet_lightning.data",
     "DigitsDataModule": "spanet_lightning.data",
     "ImageClassificationDataModule": "spanet_lightning.data",
 }

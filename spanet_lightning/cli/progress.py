@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import (
     RichModelSummary,
     RichProgressBar,
 )
-from lightning.pytorch.utilities.data import extract_batch_size
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from spanet_lightning.summary import console
 
@@ -40,7 +40,9 @@ class ImagesPerSecond(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images and read the clock: the last batch's reading stands for the epoch."""
-        self._images += extract_batch_size(batch) * trainer.world_size
+        # Images come first in every task's batch; annotations have sizes of their own.
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        self._images += len(images) * trainer.world_size
         self.rate = self._images / (time.perf_counter() - self._started)
 
 

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from spanet_lightning.errors import DataError, did_you_mean
 
 
-class UnreadableImageError(DataError):
-    """An image can't be decoded; raised where it is read, often in a worker process.
+class SampleError(DataError):
+    """Something is wrong with one sample; raised where it is read, often in a worker process.
 
     torch raises the error of a worker anew in the training process, the worker's whole traceback as
     its message. Its last line is ours, and all that a user needs.
@@ -25,6 +25,10 @@ class UnreadableImageError(DataError):
     def __init__(self, message: str) -> None:
         last_line = message.strip().rsplit("\n", maxsplit=1)[-1]
         super().__init__(last_line.removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+class UnreadableImageError(SampleError):
+    """An image can't be decoded."""
 
 
 class CheckedImages(Dataset[tuple[Any, int]]):

@@ -1,0 +1,471 @@
+"""Images with boxes, and masks where asked for, from annotation files in COCO's format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from spanet_lightning.data import coco_file, detection_transforms
+from spanet_lightning.data.batches import DetectionTarget
+from spanet_lightning.data.checks import SampleError
+from spanet_lightning.data.coco_file import CocoIndex
+from spanet_lightning.data.detection_transforms import Augmentation
+from spanet_lightning.data.faults import Fault, refuse
+from spanet_lightning.data.images import list_images, read_image
+from spanet_lightning.data.padding import (
+    MEAN,
+    STD,
+    Channels,
+    DetectionSample,
+    Normalize,
+    check_normalisation,
+)
+from spanet_lightning.data.samplers import Draw, exact_loader, grouped_loader
+from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
+
+LEAST_SIDE = 32
+"""Pixels: smaller images are not trained on, as in the published runs."""
+
+BadBoxes = Literal["refuse", "drop"]
+Split = Literal["train", "val", "test"]
+
+
+class CocoDataModule(LightningDataModule):
+    """Object detection and instance segmentation on data in COCO's layout.
+
+    Classes are those of the annotation files, ordered by id; training and evaluation have to agree
+    on them. In training, crowds are left out, images with a side below 32 px as well, and batches
+    are of wide or of tall images alone. Evaluation keeps everything, at the stored size.
+
+    The defaults are those of the published COCO runs of SPANetV2, but for `bad_boxes`.
+
+    Args:
+        root: Folder that the other paths start from.
+        train_images: Folder of the images to train on.
+        train_annotations: Their annotations, instances in JSON.
+        val_images: Folder of the images that steer the run.
+        val_annotations: Their annotations.
+        test_images: Folder of the images to test on; null takes those of validation.
+        test_annotations: Their annotations; null takes those of validation.
+        predict_root: Folder of images to predict, searched through; null predicts the test images.
+        masks: Whether instance masks are read as well.
+        augmentation: "multi_scale_crop" (SPANetV2) flips, then resizes to one of `short_sides`,
+            for half of the images after a random crop; "flip" (SPANet) flips and resizes to
+            `short_side`; "none" only resizes.
+        long_side: Limit of an image's longer side, in pixels.
+        short_side: Limit of its shorter side, in pixels, at evaluation and with one scale.
+        short_sides: Limits to pick from in training with many scales, in pixels.
+        hflip: Probability of a horizontal flip.
+        keep_empty: Whether to train on images without boxes as well.
+        bad_boxes: What to do in training with boxes that have no extent or stick out of their
+            image by more than a pixel: "refuse" the file, or "drop" those with less than a pixel
+            left and clip the others, as the published runs did (COCO itself has one).
+        group_by_aspect: Whether training batches are of wide or of tall images alone.
+        mean: Mean of each channel, of values in [0, 1], that is subtracted.
+        std: Standard deviation of each channel that is divided by.
+        batch_size: Images in a training batch, on each device.
+        eval_batch_size: Images in a batch of evaluation, on each device; the published figures
+            are for 1, without padding beyond a multiple of 32 px.
+        num_workers: Processes that load, on each device; 0 loads in the training process.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_images: str = "train2017",
+        train_annotations: str = "annotations/instances_train2017.json",
+        val_images: str = "val2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        test_images: str | None = None,
+        test_annotations: str | None = None,
+        predict_root: str | None = None,
+        masks: bool = False,
+        augmentation: Augmentation = "multi_scale_crop",
+        long_side: int = 1333,
+        short_side: int = 800,
+        short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+        hflip: float = 0.5,
+        keep_empty: bool = False,
+        bad_boxes: BadBoxes = "refuse",
+        group_by_aspect: bool = True,
+        mean: Channels = MEAN,
+        std: Channels = STD,
+        batch_size: int = 2,
+        eval_batch_size: int = 1,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__()
+        for key, choice, names in (
+            ("augmentation", augmentation, get_args(Augmentation)),
+            ("bad_boxes", bad_boxes, get_args(BadBoxes)),
+        ):
+            if choice not in names:
+                raise invalid_choice(key, choice, names)
+        if (test_images is None) != (test_annotations is None):
+            raise invalid("test_annotations", test_annotations, "null exactly where test_images is")
+        if not short_sides:
+            raise invalid("short_sides", short_sides, "one side or more")
+        for key, number, least in (
+            ("short_side", short_side, LEAST_SIDE),
+            *(("short_sides", side, LEAST_SIDE) for side in short_sides),
+            ("long_side", long_side, max(short_side, *short_sides)),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if number < least:
+                raise invalid(key, number, f"at least {least}")
+        if not 0 <= hflip <= 1:
+            raise invalid("hflip", hflip, "a number in [0, 1]")
+        check_normalisation(mean, std)
+        self.root = root
+        test = (test_images or val_images, test_annotations or val_annotations)
+        self.sources: dict[str, tuple[str, str]] = {
+            "train": (train_images, train_annotations),
+            "val": (val_images, val_annotations),
+            "test": test,
+        }
+        self.predict_root = predict_root
+        self.masks = masks
+        self.keep_empty = keep_empty
+        self.bad_boxes = bad_boxes
+        self.group_by_aspect = group_by_aspect
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.normalize = Normalize(mean, std)
+        self.train_transform = detection_transforms.training(
+            augmentation, long_side, short_side, short_sides, hflip
+        )
+        self.eval_transform = detection_transforms.evaluation(long_side, short_side)
+        self._documents: dict[str, dict[str, Any]] = {}
+        self._indices: dict[str, CocoIndex] = {}
+        self._train: TrainImages | None = None
+
+    # -- what the data is
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """Names of the classes by their id in the annotation files, in the order of labels."""
+        # The validation file has the same classes, as `setup` checks, and is read far faster.
+        split = "val" if self._path("val", 1).is_file() else "train"
+        if split in self._indices:
+            index = self._indices[split]
+            return dict(zip(index.category_ids, index.class_names, strict=True))
+        return coco_file.categories(self._document(split), str(self._path(split, 1)))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes: label 1 is the first."""
+        return tuple(self.categories.values())
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Ids of the classes in the annotation files: label 1 is the first."""
+        return tuple(self.categories)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without background."""
+        return len(self.categories)
+
+    def annotation_file(self, split: Split) -> Path:
+        """Return the annotation file of a split."""
+        return self._path(split, 1)
+
+    # -- Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Read and check the annotations that `stage` needs.
+
+        Raises:
+            DataError: If a file or a folder is missing, or for the first fault in the annotations.
+        """
+        if stage == "predict" and self.predict_root is not None:
+            return
+        if stage == "fit":
+            train = self._index("train", drop=self.bad_boxes == "drop")
+            val = self._index("val")
+            self._check_same_classes(train, val)
+            self._train = TrainImages(
+                train,
+                self._path("train", 0),
+                self.train_transform,
+                self.masks,
+                kept=trained_images(train, self.keep_empty),
+            )
+            if not len(self._train):
+                raise DataError(
+                    f"train_annotations: {self._path('train', 1)} has no image to train on, "
+                    f"expected some of at least {LEAST_SIDE} px with a box"
+                )
+            self._report(train, len(self._train))
+        elif stage == "validate":
+            self._index("val")
+        else:
+            self._index("test")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches of the training images, augmented."""
+        assert self._train is not None  # noqa: S101 - Lightning calls setup first
+        tall = self._train.tall if self.group_by_aspect else [0] * len(self._train)
+        return grouped_loader(
+            self._train,
+            tall,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            epoch=0 if self.trainer is None else self.trainer.current_epoch,
+            collate=self.normalize.detection,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation images in order."""
+        return self._evaluated(self._eval_images("val"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test images in order."""
+        return self._evaluated(self._eval_images("test"))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the images of `predict_root`, or the test images without it, in order."""
+        if self.predict_root is None:
+            return self.test_dataloader()
+        return self._evaluated(FolderImages(Path(self.predict_root), self.eval_transform))
+
+    # -- reading
+
+    def _path(self, split: str, part: int) -> Path:
+        return Path(self.root) / self.sources[split][part]
+
+    def _document(self, split: str) -> dict[str, Any]:
+        """Return an annotation file, parsed; test's may be validation's."""
+        name = self.sources[split][1]
+        if name not in self._documents:
+            if not Path(self.root).is_dir():
+                raise DataError(f"root: found no folder at {self.root}, expected one of a data set")
+            self._documents[name] = coco_file.read(self._path(split, 1), f"{split}_annotations")
+        return self._documents[name]
+
+    def _index(self, split: str, drop: bool = False) -> CocoIndex:
+        if split not in self._indices:
+            file = str(self._path(split, 1))
+            document = self._document(split)
+            index = coco_file.index(document, file, masks=self.masks, drop_bad_boxes=drop)
+            folder = self._path(split, 0)
+            _check_folder(folder, f"{split}_images")
+            missing = missing_images(
+                (index.images[i].file for i in range(len(index))), folder, file
+            )
+            refuse(missing, f"spanet data check {self.root}")
+            self._indices[split] = index
+        # Gigabytes for COCO's training file, which is not needed any more.
+        self._documents.pop(self.sources[split][1], None)
+        return self._indices[split]
+
+    def _check_same_classes(self, train: CocoIndex, val: CocoIndex) -> None:
+        first, second = (
+            dict(zip(index.category_ids, index.class_names, strict=True)) for index in (train, val)
+        )
+        if first != second:
+            files = [str(self._path(split, 1)) for split in ("train", "val")]
+            other = sorted(set(first.items()) ^ set(second.items()))[0]
+            hint = did_you_mean(other[1], (set(first.values()) ^ set(second.values())) - {other[1]})
+            raise DataError(
+                f"val_annotations: categories of {files[1]} are not those of {files[0]}: category "
+                f"{other[0]} ({other[1]!r}) is in one alone{hint}"
+            )
+
+    def _report(self, train: CocoIndex, kept: int) -> None:
+        """Tell what is left out of training: nothing is, without a word."""
+        out = {
+            "annotations with hardly a pixel inside their image": train.dropped,
+            "crowds": int(train.crowds.sum()),
+            "images without a box or too small": len(train) - kept,
+        }
+        parts = [f"{count} {what}" for what, count in out.items() if count]
+        if parts:
+            rank_zero_info(f"Training on {kept} images; left out: {', '.join(parts)}.")
+
+    def _eval_images(self, split: str) -> EvalImages:
+        index, folder = self._indices[split], self._path(split, 0)
+        return EvalImages(index, folder, self.eval_transform, self.masks)
+
+    def _evaluated(self, dataset: EvalImages | FolderImages) -> DataLoader[Any]:
+        return exact_loader(
+            dataset,
+            len(dataset),
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            collate=self.normalize.detection,
+        )
+
+
+class TrainImages(Dataset[DetectionSample]):
+    """Training images, augmented by the seed of each draw.
+
+    Args:
+        index: The annotations.
+        folder: Folder of the images.
+        transform: The augmentation.
+        masks: Whether to draw instance masks.
+        kept: Indices of the images that are trained on.
+    """
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        folder: Path,
+        transform: v2.Transform,
+        masks: bool,
+        kept: np.ndarray,
+    ) -> None:
+        self.index = index
+        self.folder = folder
+        self.transform = transform
+        self.masks = masks
+        self.kept = kept
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def tall(self) -> list[int]:
+        """Whether each image is at least as high as wide: the group that it is batched with."""
+        sizes = self.index.sizes[self.kept]
+        return cast("list[int]", (sizes[:, 0] >= sizes[:, 1]).astype(int).tolist())
+
+    def __getitem__(self, draw: Draw) -> DetectionSample:
+        number = int(self.kept[draw.number])
+        sample = read_sample(self.index, number, self.folder, crowds=False, masks=self.masks)
+        # The caller's stream of random numbers goes on as if nothing had been drawn.
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(draw.seed)
+            image, target = detection_transforms.apply(self.transform, sample.image, sample.target)
+        return sample._replace(image=image, target=target)
+
+
+class EvalImages(Dataset[DetectionSample]):
+    """Images to evaluate on, resized, with annotations at the stored size.
+
+    Args:
+        index: The annotations.
+        folder: Folder of the images.
+        transform: Resizes.
+        masks: Whether to draw instance masks.
+    """
+
+    def __init__(
+        self, index: CocoIndex, folder: Path, transform: v2.Transform, masks: bool
+    ) -> None:
+        self.index = index
+        self.folder = folder
+        self.transform = transform
+        self.masks = masks
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> DetectionSample:
+        sample = read_sample(self.index, number, self.folder, crowds=True, masks=self.masks)
+        return sample._replace(image=self.transform(sample.image))
+
+
+class FolderImages(Dataset[DetectionSample]):
+    """Images of a folder, without annotations; their ids count from 1.
+
+    Args:
+        folder: Searched through for images.
+        transform: Resizes.
+
+    Raises:
+        DataError: If there are none.
+    """
+
+    def __init__(self, folder: Path, transform: v2.Transform) -> None:
+        _check_folder(folder, "predict_root")
+        self.paths = list_images(folder)
+        self.transform = transform
+        if not self.paths:
+            raise DataError(f"predict_root: found no images in {folder}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> DetectionSample:
+        path = str(self.paths[number])
+        image = read_image(path)
+        height, width = image.shape[1:]
+        target = DetectionTarget(
+            boxes=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            iscrowd=torch.zeros(0, dtype=torch.bool),
+            area=torch.zeros(0),
+            image_id=number + 1,
+        )
+        return DetectionSample(self.transform(image), (height, width), target, path)
+
+
+def read_sample(
+    index: CocoIndex, number: int, folder: Path, *, crowds: bool, masks: bool
+) -> DetectionSample:
+    """Read an image with its annotations, as stored.
+
+    Raises:
+        SampleError: If the image can't be read, or has another size than its annotations say.
+    """
+    record = index.images[number]
+    path = str(folder / record.file)
+    image = read_image(path)
+    height, width = image.shape[1:]
+    if (height, width) != (record.height, record.width):
+        raise SampleError(
+            f"image {path} (id {record.id}): got {width}×{height} px, expected "
+            f"{record.width}×{record.height}, the size in its annotations"
+        )
+    target = index.target(number, crowds=crowds, masks=masks)
+    return DetectionSample(image, (height, width), target, path)
+
+
+def trained_images(index: CocoIndex, keep_empty: bool) -> np.ndarray:
+    """Return the indices of the images to train on.
+
+    Args:
+        index: The annotations.
+        keep_empty: Whether those without a box stay.
+    """
+    kept = index.sizes.min(axis=1) >= LEAST_SIDE
+    if not keep_empty:
+        kept &= index.trained_boxes() > 0
+    found: np.ndarray = np.flatnonzero(kept)
+    return found
+
+
+def missing_images(files: Iterator[str], folder: Path, annotations: str) -> Iterator[Fault]:
+    """Yield a fault for each image that an annotation file names and its folder lacks."""
+    # One listing, as asking for each of 118,287 files takes minutes on a network drive.
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    for file in files:
+        if str(Path(file)) not in present:
+            detail = f"there is no such file, but {annotations} names it"
+            yield Fault("missing image", str(folder / file), "", detail)
+
+
+def _check_folder(folder: Path, key: str) -> None:
+    if not folder.is_dir():
+        parent = folder.parent
+        names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        raise DataError(
+            f"{key}: found no folder at {folder}, expected one of images"
+            f"{did_you_mean(folder.name, names)}"
+        )

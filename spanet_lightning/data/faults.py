@@ -1,0 +1,47 @@
+"""A fault of a data set, as the check lists it and as training stops at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from spanet_lightning.errors import DataError
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong, and where.
+
+    Attributes:
+        kind: What kind of fault, in a few words that never change: scripts may count them.
+        file: The file that has to be repaired.
+        item: The record in it: "annotation 7 of image 3". Empty where it is the file itself.
+        detail: What was found, and what is expected.
+    """
+
+    kind: str
+    file: str
+    item: str
+    detail: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}: {self.item}" if self.item else self.file
+        return f"{where}: {self.kind}: {self.detail}"
+
+
+def refuse(faults: Iterator[Fault], command: str) -> None:
+    """Stop at the first fault, if there is any.
+
+    Args:
+        faults: Faults, found as they are asked for.
+        command: What lists all of them, for the message.
+
+    Raises:
+        DataError: That names the first fault, and tells whether there are more.
+    """
+    first = next(faults, None)
+    if first is not None:
+        # Not counted to the end: a set whose ids are all wrong has a million.
+        count = sum(1 for _ in islice(faults, 999))
+        some = f"; {count}{' or more' if count == 999 else ''} more like it or other"
+        raise DataError(f"{first}{some if count else ''}; '{command}' lists all faults")

@@ -1,0 +1,78 @@
+"""Reading images and label masks from files: the pixels, or one line that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from spanet_lightning.data.checks import SampleError, UnreadableImageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Names of files that are taken for images."""
+
+# One number a pixel: grey levels of 8 or 16 bits, indices of a palette, or bits.
+_MASK_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder and those below it, sorted; hidden ones are left out."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
+
+
+def read_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
+    """Read an image as RGB.
+
+    Not torchvision's decoder: it fills what a truncated JPEG lacks with grey, and says nothing.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Values 0 to 255. The layout in memory is the file's, channels last, which resizes faster.
+
+    Raises:
+        UnreadableImageError: If it is missing or can't be decoded to its end.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # a decoder of broken bytes raises anything, SyntaxError included
+        raise _unreadable("image", path, error) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_mask(path: str | Path) -> Int64[Tensor, "h w"]:
+    """Read a mask of labels as it is stored: grey levels, or the indices of a palette.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableImageError: If it is missing or can't be decoded.
+        SampleError: If its pixels are colours, not numbers.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            values = np.array(image) if mode in _MASK_MODES else None
+    except Exception as error:
+        raise _unreadable("mask", path, error) from error
+    if values is None:
+        raise SampleError(
+            f"mask {path}: got pixels of mode {mode}, expected one integer a pixel: the class "
+            "(grey levels or a palette)"
+        )
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _unreadable(what: str, path: str | Path, error: Exception) -> UnreadableImageError:
+    if isinstance(error, FileNotFoundError):
+        return UnreadableImageError(f"{what} {path}: there is no such file")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UnreadableImageError(f"{what} {path}: {reason}; expected an image that Pillow decodes")
