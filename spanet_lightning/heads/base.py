@@ -1,0 +1,201 @@
+"""What every dense model is: a backbone, a norm for each of its levels, and a head on top.
+
+A head is described by a value of the configuration (`DetectionHead`, `SegmentationHead`), which
+builds its layers once the backbone's channels and the number of classes are known.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NotRequired, TypedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spanet_lightning.backbones import Backbone
+from spanet_lightning.backbones.validate import positive_int
+from spanet_lightning.errors import invalid
+
+Size = tuple[int, int]
+Losses = dict[str, Tensor]
+Rules = tuple[tuple[str, str], ...]
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Detections(TypedDict):
+    """What a detector finds in one image.
+
+    Attributes:
+        boxes: Corners (x1, y1, x2, y2) in pixels, shape (N, 4), best first.
+        scores: In [0, 1], shape (N,).
+        labels: 1 to the number of classes, shape (N,).
+        mask_probs: Probability of the object in its box, (N, 28, 28); with instance masks alone.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    mask_probs: NotRequired[Tensor]
+
+
+class DenseLayers(nn.Module, ABC):
+    """The layers of a head.
+
+    Attributes:
+        first_level: The finest of the backbone's four levels that is read; finer ones are ignored.
+        official_rules: Pairs of a pattern of official names and the name here, for checkpoints of
+            mmdetection and mmsegmentation.
+        background_last: Pattern of our names whose first row is the background, which official
+            checkpoints have last; empty where there is none.
+    """
+
+    first_level: ClassVar[int] = 0
+    official_rules: Rules = ()
+    background_last: str = ""
+
+    @abstractmethod
+    def work(self, features: Sequence[Tensor]) -> None:
+        """Run the layers that one test image runs, as often as published figures count them.
+
+        For counting alone: nothing is selected, so that it works without values.
+        """
+
+
+class DetectionLayers(DenseLayers):
+    """The layers of a detector."""
+
+    has_masks: ClassVar[bool] = False
+
+    @abstractmethod
+    def losses(
+        self,
+        features: Sequence[Tensor],
+        sizes: Sequence[Size],
+        targets: Sequence[Mapping[str, Any]],
+    ) -> Losses:
+        """Return the losses of a batch by name; their sum is what is minimised.
+
+        Args:
+            features: The backbone's four levels.
+            sizes: Height and width in pixels of each image before padding.
+            targets: For each image `boxes` (N, 4) in pixels, `labels` (N,) from 1 on, and `masks`
+                (N, H, W) where instance masks are learnt.
+        """
+
+    @abstractmethod
+    def detect(self, features: Sequence[Tensor], sizes: Sequence[Size]) -> list[Detections]:
+        """Return what is found in each image, in pixels of the images before padding.
+
+        Args:
+            features: The backbone's four levels.
+            sizes: Height and width in pixels of each image before padding.
+        """
+
+
+class SegmentationLayers(DenseLayers):
+    """The layers of a segmentation head."""
+
+    @abstractmethod
+    def forward(self, features: Sequence[Tensor]) -> Float[Tensor, "b k h w"]:
+        """Return logits (B, classes, H/4, W/4) of the backbone's four levels."""
+
+    def auxiliary(self, features: Sequence[Tensor]) -> tuple[Tensor, float] | None:  # noqa: ARG002
+        """Return the logits of an auxiliary head and the weight of their loss, if there is one."""
+        return None
+
+
+class DetectionHead(ABC):
+    """A detection head as a value of a configuration."""
+
+    has_masks: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, channels: Sequence[int], num_classes: int) -> DetectionLayers:
+        """Return the layers for a backbone with these channels a level; background not counted."""
+
+
+class SegmentationHead(ABC):
+    """A segmentation head as a value of a configuration."""
+
+    @abstractmethod
+    def build(self, channels: Sequence[int], num_classes: int) -> SegmentationLayers:
+        """Return the layers for a backbone with these channels a level."""
+
+
+class DenseModel(nn.Module):
+    """A backbone, a norm for each level, and the layers of a head.
+
+    The backbone gives up its classifier and its final norm: they are never called here. (Official
+    SPANetV2 models keep them as parameters, 3,104,744 with 1,000 classes, and count them.)
+
+    The norm of a level is of the kind that the backbone's blocks use: GroupNorm of one group (V1)
+    or LayerNorm over channels without bias (V2). Only what the head sees is normed.
+
+    Args:
+        backbone: The backbone, taken over.
+        head: Describes the head.
+        num_classes: Classes, without background.
+        frozen_stages: Stem and first stages that are not trained: 0 (none) to 4 (all). 1 freezes
+            the stem and stage 1.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: DetectionHead | SegmentationHead,
+        num_classes: int,
+        frozen_stages: int = 0,
+    ) -> None:
+        super().__init__()
+        positive_int("num_classes", num_classes)
+        if len(backbone.stages) != len(STRIDES):
+            raise invalid("backbone", f"{len(backbone.stages)} stages", "a backbone of four stages")
+        if isinstance(frozen_stages, bool) or frozen_stages not in range(5):
+            raise invalid("frozen_stages", frozen_stages, "an integer from 0 (none) to 4 (all)")
+        channels = [int(info["num_chs"]) for info in backbone.feature_info]
+        norm: Any = type(backbone.stages[0].blocks[0].norm1)  # type: ignore[union-attr, index]
+        backbone.prune_intermediate_layers([0, 1, 2, 3], prune_norm=True)
+        self.backbone = backbone
+        self.output_norms = nn.ModuleList(norm(c) for c in channels)
+        self.head = head.build(channels, num_classes)
+        self.num_classes = num_classes
+        self.frozen_stages = frozen_stages
+        # There in the published counts and checkpoints, but nothing reads what they would return.
+        self.output_norms[: self.head.first_level].requires_grad_(False)
+        for part in self._frozen():
+            part.requires_grad_(False)
+
+    def _frozen(self) -> list[nn.Module]:
+        if self.frozen_stages == 0:
+            return []
+        return [self.backbone.stem, *self.backbone.stages[: self.frozen_stages]]
+
+    def train(self, mode: bool = True) -> DenseModel:
+        """Set the mode; frozen stages stay in evaluation, without drop path."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
+        """Return the four normed levels, strides 4, 8, 16 and 32."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_stages < len(STRIDES)):
+            levels: Any = self.backbone.forward_intermediates(images, intermediates_only=True)
+        first = self.head.first_level
+        normed = zip(self.output_norms, levels, strict=True)
+        return [norm(x) if i >= first else x for i, (norm, x) in enumerate(normed)]
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Tensor:
+        """Run what one test image runs, for counting; return the last level.
+
+        Tasks call `features` and the head itself, which need sizes or targets beside the images.
+        """
+        features = self.features(images)
+        self.head.work(features)
+        return features[-1]

@@ -1,0 +1,106 @@
+"""What the dense heads share: convolutions with their published initialisation, batch norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spanet_lightning.errors import invalid_choice
+
+HeadNorm = Literal["batch", "sync"]
+"""Batch norm of a head: of each device's own images, or of those of all devices."""
+
+Init = Callable[[nn.Module], None]
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """torch's SyncBatchNorm, which on a CPU falls back to the statistics of its own process.
+
+    torch's own raises there as soon as several processes train, and one configuration has to run on
+    both. On a single device the two are the same.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return `x` normalised over (B, H, W), same shape."""
+        if x.is_cuda:
+            return super().forward(x)
+        training = self.training or self.running_mean is None
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+
+
+def batch_norm(kind: HeadNorm, channels: int) -> nn.Module:
+    """Return the batch norm of `channels` channels.
+
+    Raises:
+        ConfigError: If there is no such kind.
+    """
+    if kind not in get_args(HeadNorm):
+        raise invalid_choice("norm", kind, get_args(HeadNorm))
+    return SyncBatchNorm(channels) if kind == "sync" else nn.BatchNorm2d(channels)
+
+
+class ConvNormReLU(nn.Sequential):
+    """Convolution without bias, batch norm, ReLU: the unit of every head that normalises.
+
+    Args:
+        channels: Channels in.
+        out: Channels out.
+        kernel_size: Side of the kernel in pixels, odd; the output keeps the input's size.
+        norm: Which batch norm.
+    """
+
+    def __init__(self, channels: int, out: int, kernel_size: int, norm: HeadNorm) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = batch_norm(norm, out)
+        self.relu = nn.ReLU()
+        init_kaiming(self.conv)
+
+
+def conv_relu(channels: int, out: int, init: Init) -> nn.Sequential:
+    """Return a 3×3 convolution with bias, initialised by `init`, and a ReLU."""
+    conv = nn.Conv2d(channels, out, 3, padding=1)
+    init(conv)
+    return nn.Sequential(conv, nn.ReLU())
+
+
+def init_normal(std: float, bias: float = 0.0) -> Init:
+    """Return an initialisation: normal weights of deviation `std`, constant biases."""
+
+    def init(layer: nn.Module) -> None:
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))  # noqa: S101 - for the type checker
+        nn.init.normal_(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, bias)
+
+    return init
+
+
+def init_xavier(layer: nn.Conv2d | nn.Linear) -> None:
+    """Draw weights uniformly after Glorot; zero the biases."""
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def init_kaiming(layer: nn.Module) -> None:
+    """Draw weights normally after He, scaled by the fan-out for a ReLU; zero the biases."""
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))  # noqa: S101 - for the type checker
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
