@@ -19,25 +19,49 @@ if TYPE_CHECKING:
         DigitsDataModule,
         ImageClassificationDataModule,
     )
-    from spanet_lightning.tasks import ClassificationTask
+    from spanet_lightning.heads import (
+        CascadeMaskRCNN,
+        FasterRCNN,
+        MaskRCNN,
+        RetinaNet,
+        SemanticFPN,
+        UPerNet,
+    )
+    from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
 __all__ = [
     "Backbone",
+    "CascadeMaskRCNN",
     "ClassificationTask",
     "CocoDataModule",
+    "DetectionTask",
     "DigitsDataModule",
+    "FasterRCNN",
     "ImageClassificationDataModule",
+    "MaskRCNN",
+    "RetinaNet",
     "SPANet",
     "SPANetV2",
+    "SegmentationTask",
+    "SemanticFPN",
+    "UPerNet",
     "__version__",
     "load_official",
 ]
 
 _LAZY = {
+    "CascadeMaskRCNN": "spanet_lightning.heads",
     "ClassificationTask": "spanet_lightning.tasks",
     "CocoDataModule": "spanet_lightning.data",
+    "DetectionTask": "spanet_lightning.tasks",
     "DigitsDataModule": "spanet_lightning.data",
+    "FasterRCNN": "spanet_lightning.heads",
     "ImageClassificationDataModule": "spanet_lightning.data",
+    "MaskRCNN": "spanet_lightning.heads",
+    "RetinaNet": "spanet_lightning.heads",
+    "SegmentationTask": "spanet_lightning.tasks",
+    "SemanticFPN": "spanet_lightning.heads",
+    "UPerNet": "spanet_lightning.heads",
 }
 
 

@@ -189,6 +189,8 @@ class Check:
         keys = class_keys(cls)
         self._group(keys, Node(given), f"{key}.", "", cls.__name__)
         for name, action in keys.items():
+            if f"{key}.{name}" in self.linked:
+                continue
             if node.complete and action.required and name.split(".")[0] not in given:
                 hint = accepted(action._typehint)  # type: ignore[attr-defined]
                 raise ConfigError(f"{self.at(f'{key}.{name}', node)}: is missing; expected {hint}")

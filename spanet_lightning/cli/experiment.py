@@ -29,8 +29,10 @@ from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
 from spanet_lightning.errors import ConfigError, SpanetError, invalid_choice
 from spanet_lightning.exit import users_error
+from spanet_lightning.tasks import Task
 
-NUM_CLASSES = "model.init_args.backbone.init_args.num_classes"
+# Where a model is told the number of classes: a classifier in its backbone, a dense task itself.
+NUM_CLASSES = ("model.init_args.backbone.init_args.num_classes", "model.init_args.num_classes")
 RUNS = "runs"
 # Always true: with false, a checkpoint could run any code that it brings.
 _NOT_OFFERED = {"weights_only"}
@@ -118,7 +120,8 @@ class Experiment(LightningCLI):
             }
         )
         # The data knows how many classes there are; the model must not be told another number.
-        parser.link_arguments("data.num_classes", NUM_CLASSES, apply_on="instantiate")
+        for target in NUM_CLASSES:
+            parser.link_arguments("data.num_classes", target, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Check what was written, then let jsonargparse parse it.
@@ -128,7 +131,7 @@ class Experiment(LightningCLI):
         """
         command, rest = self._command()
         if command is not None and not _asks_for_help(rest):
-            linked = {NUM_CLASSES.replace(".init_args", ""): "data.num_classes"}
+            linked = {key.replace(".init_args", ""): "data.num_classes" for key in NUM_CLASSES}
             found = check.Check(check.value_keys(self._subcommand_parsers[command]), linked)
             tree = sources.collect(rest)
             found.run(tree)
@@ -253,13 +256,14 @@ class Experiment(LightningCLI):
 
     @cached_property
     def cost(self) -> ModelCost | None:
-        """Parameters and MACs of the backbone at the size of the data; None where unknown."""
+        """Parameters and MACs of the model at the size of the data; None where unknown."""
         backbone = getattr(self.model, "backbone", None)
         size = getattr(self.datamodule, "image_size", getattr(backbone, "img_size", None))
         if not isinstance(backbone, Backbone) or size is None:
             return None
         try:
-            return model_cost(backbone, size, backbone.in_chans)
+            model = self.model.trained() if isinstance(self.model, Task) else backbone
+            return model_cost(model, size, backbone.in_chans)
         except (NotImplementedError, RuntimeError):
             # An operation of somebody's own that can't be counted is no reason not to train.
             return None

@@ -33,12 +33,14 @@ class Detections(TypedDict):
         scores: In [0, 1], shape (N,).
         labels: 1 to the number of classes, shape (N,).
         mask_probs: Probability of the object in its box, (N, 28, 28); with instance masks alone.
+        masks: The same in the whole image, (N, H, W), bool; once it is pasted there.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     mask_probs: NotRequired[Tensor]
+    masks: NotRequired[Tensor]
 
 
 class DenseLayers(nn.Module, ABC):

@@ -2,5 +2,7 @@
 
 from spanet_lightning.tasks.base import Task
 from spanet_lightning.tasks.classification import ClassificationTask
+from spanet_lightning.tasks.detection import DetectionTask
+from spanet_lightning.tasks.segmentation import SegmentationTask
 
-__all__ = ["ClassificationTask", "Task"]
+__all__ = ["ClassificationTask", "DetectionTask", "SegmentationTask", "Task"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.data.mixup import Mixup
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -79,7 +78,8 @@ class ClassificationTask(Task):
         label_smoothing: float = 0.1,
         weights: str | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, schedule)
+        super().__init__(optimizer, schedule)
+        self.backbone = backbone
         self._remember_arguments()
         for key, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             if not 0 <= alpha < float("inf"):
@@ -112,22 +112,9 @@ class ClassificationTask(Task):
         self.val_metrics = _metrics("val", classes)
         self.test_metrics = _metrics("test", classes)
 
-    def _remember_arguments(self) -> None:
-        """Store what a checkpoint needs to rebuild the task.
-
-        Built by LightningCLI, that is the configuration with its class paths. Built by hand, the
-        parts are objects, which would be pickled into each checkpoint and then refused when it is
-        loaded safely; they are left out: `load_from_checkpoint(path, backbone=...)`.
-        """
-        frame = inspect.currentframe()
-        init = None if frame is None else frame.f_back
-        # Not to the logger: the resolved configuration is recorded there as a whole.
-        parts = ["backbone", "optimizer", "schedule"]
-        self.save_hyperparameters(ignore=parts, frame=init, logger=False)
-        if "_instantiator" in self.hparams:  # LightningCLI's mark
-            self.save_hyperparameters(frame=init, logger=False)
-        # The checkpoint holds the weights: reloading it must not need the file they began from.
-        self.hparams["weights"] = None
+    def trained(self) -> nn.Module:
+        """Return the backbone."""
+        return self.backbone
 
     def setup(self, stage: str) -> None:
         """Refuse a backbone whose number of classes is not that of the data."""

@@ -1,0 +1,97 @@
+"""What detection and segmentation share: the dense model, its start, and the names of its logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from spanet_lightning.backbones import Backbone, load_official
+from spanet_lightning.errors import DataError, invalid
+from spanet_lightning.heads import DenseModel, DetectionHead, SegmentationHead
+from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks.base import Task
+
+
+class DenseTask(Task):
+    """Base of detection and segmentation: a backbone with a head, trained together.
+
+    Args:
+        backbone: The network, built; its classifier is given up.
+        head: Describes the head.
+        num_classes: Classes, without background.
+        optimizer: Which optimizer updates the weights, and how.
+        schedule: How the learning rate moves over the run.
+        frozen_stages: Stem and first stages that are not trained, 0 to 4.
+        weights: Checkpoint to start from: of a whole dense model, or of ImageNet for the backbone
+            alone. Null starts from random weights.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+        CheckpointError: If `weights` can't be read or don't fit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: DetectionHead | SegmentationHead,
+        num_classes: int,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        frozen_stages: int,
+        weights: str | None,
+    ) -> None:
+        super().__init__(optimizer, schedule)
+        self.model = DenseModel(backbone, head, num_classes, frozen_stages)
+        if weights is not None:
+            load_official(self.model, weights)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone inside the dense model."""
+        return self.model.backbone
+
+    def trained(self) -> nn.Module:
+        """Return the dense model."""
+        return self.model
+
+    def setup(self, stage: str) -> None:
+        """Refuse a number of classes that is not that of the data."""
+        data_classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        if stage != "predict" and data_classes not in (None, self.model.num_classes):
+            raise invalid(
+                "num_classes",
+                self.model.num_classes,
+                f"{data_classes}, the number of classes of the data",
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes as the data tells them; empty where it does not."""
+        names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        return tuple(names or ())
+
+    def log_losses(self, losses: Mapping[str, Tensor], images: int) -> Tensor:
+        """Log the parts of the loss and return their sum."""
+        loss = torch.stack(list(losses.values())).sum()
+        figures = {"train/loss": loss.detach()}
+        figures |= {f"train/loss_{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=images)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse images that are not finite.
+
+    Raises:
+        DataError: If there is one.
+    """
+    if not torch.isfinite(images.sum()):
+        raise DataError("images: got a value that is not finite, expected finite numbers")
+
+
+def cheap_to_check(images: Tensor, batch_idx: int) -> bool:
+    """Tell whether to look into a batch: an accelerator has to stop for it, so once an epoch."""
+    return batch_idx == 0 or images.device.type == "cpu"
