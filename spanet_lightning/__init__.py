@@ -16,8 +16,10 @@ from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
 if TYPE_CHECKING:
     from spanet_lightning.data import (
         CocoDataModule,
+        DigitScenesDataModule,
         DigitsDataModule,
         ImageClassificationDataModule,
+        SegmentationFoldersDataModule,
     )
     from spanet_lightning.heads import (
         CascadeMaskRCNN,
@@ -35,6 +37,7 @@ __all__ = [
     "ClassificationTask",
     "CocoDataModule",
     "DetectionTask",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "FasterRCNN",
     "ImageClassificationDataModule",
@@ -42,6 +45,7 @@ __all__ = [
     "RetinaNet",
     "SPANet",
     "SPANetV2",
+    "SegmentationFoldersDataModule",
     "SegmentationTask",
     "SemanticFPN",
     "UPerNet",
@@ -54,11 +58,13 @@ _LAZY = {
     "ClassificationTask": "spanet_lightning.tasks",
     "CocoDataModule": "spanet_lightning.data",
     "DetectionTask": "spanet_lightning.tasks",
+    "DigitScenesDataModule": "spanet_lightning.data",
     "DigitsDataModule": "spanet_lightning.data",
     "FasterRCNN": "spanet_lightning.heads",
     "ImageClassificationDataModule": "spanet_lightning.data",
     "MaskRCNN": "spanet_lightning.heads",
     "RetinaNet": "spanet_lightning.heads",
+    "SegmentationFoldersDataModule": "spanet_lightning.data",
     "SegmentationTask": "spanet_lightning.tasks",
     "SemanticFPN": "spanet_lightning.heads",
     "UPerNet": "spanet_lightning.heads",

@@ -1,0 +1,423 @@
+"""Images with the class of every pixel, in folders as ADE20K has them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from spanet_lightning.data import class_lists
+from spanet_lightning.data.checks import SampleError
+from spanet_lightning.data.images import list_images, read_image, read_mask
+from spanet_lightning.data.padding import (
+    MEAN,
+    STD,
+    Channels,
+    Normalize,
+    SegmentationSample,
+    check_normalisation,
+)
+from spanet_lightning.data.samplers import Draw, exact_loader, grouped_loader
+from spanet_lightning.data.segmentation_transforms import (
+    IGNORED,
+    SegmentationAugmentation,
+    evaluation,
+)
+from spanet_lightning.errors import DataError, did_you_mean, invalid
+
+Pair = tuple[Path, Path]
+
+
+class SegmentationFoldersDataModule(LightningDataModule):
+    """Semantic segmentation on folders of images and of masks with the same names.
+
+    `images/<split>/NAME.jpg` has its mask at `annotations/<split>/NAME.png`: one integer a pixel,
+    255 for pixels that do not count. Names of classes are read from `objectInfo150.txt`,
+    `classes.csv` or `classes.txt` in the root, if there is one.
+
+    The defaults of augmentation are those of the published ADE20K runs.
+
+    Args:
+        root: Folder of the data.
+        train_split: Split to train on.
+        val_split: Split that steers the run.
+        test_split: Split to test on; null is `val_split`.
+        predict_root: Folder of images to predict, searched through; null predicts the test split.
+        images: Folder of the images, below the root.
+        annotations: Folder of the masks, below the root.
+        reduce_zero_label: Whether 0 in a mask does not count and classes begin at 1, as ADE20K has
+            it: 0 becomes 255, all others one less.
+        classes_file: List of the classes, below the root; null looks for the usual names.
+        num_classes: Classes that count; null takes them from the list of classes, or without one
+            from the masks, which are all read for that.
+        crop_size: Height and width of a training image, in pixels.
+        long_side: Limit of an image's longer side, in pixels.
+        short_side: Limit of its shorter side, in pixels.
+        scale: Range of the factor of both limits in training.
+        hflip: Probability of a horizontal flip.
+        photometric: Whether to distort colours in training.
+        mean: Mean of each channel, of values in [0, 1], that is subtracted.
+        std: Standard deviation of each channel that is divided by.
+        batch_size: Images in a training batch, on each device.
+        eval_batch_size: Images in a batch of evaluation, on each device; the published figures are
+            for 1, without any padding.
+        num_workers: Processes that load, on each device; 0 loads in the training process.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_split: str = "training",
+        val_split: str = "validation",
+        test_split: str | None = None,
+        predict_root: str | None = None,
+        images: str = "images",
+        annotations: str = "annotations",
+        reduce_zero_label: bool = True,
+        classes_file: str | None = None,
+        num_classes: int | None = None,
+        crop_size: int = 512,
+        long_side: int = 2048,
+        short_side: int = 512,
+        scale: tuple[float, float] = (0.5, 2.0),
+        hflip: float = 0.5,
+        photometric: bool = True,
+        mean: Channels = MEAN,
+        std: Channels = STD,
+        batch_size: int = 4,
+        eval_batch_size: int = 1,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__()
+        for key, number, least in (
+            ("crop_size", crop_size, 32),
+            ("short_side", short_side, 32),
+            ("long_side", long_side, short_side),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if number < least:
+                raise invalid(key, number, f"at least {least}")
+        if num_classes is not None and not 2 <= num_classes <= IGNORED:
+            raise invalid("num_classes", num_classes, f"null, or 2 to {IGNORED}")
+        if not 0 < scale[0] <= scale[1]:
+            raise invalid("scale", scale, "a range of numbers above 0")
+        if not 0 <= hflip <= 1:
+            raise invalid("hflip", hflip, "a number in [0, 1]")
+        check_normalisation(mean, std)
+        self.root = root
+        self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
+        self.predict_root = predict_root
+        self.images = images
+        self.annotations = annotations
+        self.reduce_zero_label = reduce_zero_label
+        self.classes_file = classes_file
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self._num_classes = num_classes
+        # Images smaller than the crop are padded to it, as their masks are.
+        self.normalize = Normalize(mean, std, multiple=1, least=(crop_size, crop_size))
+        self.eval_normalize = Normalize(mean, std, multiple=1)
+        self.augmentation = SegmentationAugmentation(
+            crop_size, long_side, short_side, scale, hflip, photometric
+        )
+        self.eval_transform = evaluation(long_side, short_side)
+        self._datasets: dict[str, Pairs] = {}
+
+    # -- what the data is
+
+    @cached_property
+    def _listed(self) -> class_lists.ClassList | None:
+        """The classes by their label, where a file lists them."""
+        found = class_lists.find(Path(self.root), self.classes_file)
+        if found is None:
+            return None
+        listed = class_lists.read(found)
+        first = min(listed.names)
+        # A list that begins with 1 is of the classes that count, as ADE20K's own is.
+        shift = 1 if self.reduce_zero_label else 0
+        names = {value - shift: name for value, name in listed.names.items() if value >= shift}
+        if sorted(names) != list(range(len(names))):
+            raise DataError(
+                f"{found}: got ids from {first} to {max(listed.names)}, expected every number from "
+                f"{shift} (reduce_zero_label is {str(self.reduce_zero_label).lower()})"
+            )
+        colours = {value - shift: colour for value, colour in listed.colours.items()}
+        return class_lists.ClassList(names, colours)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Number of classes that count."""
+        listed = self._listed
+        if self._num_classes is not None:
+            if listed is not None and len(listed.names) != self._num_classes:
+                raise invalid(
+                    "num_classes", self._num_classes, f"{len(listed.names)}, as many as are listed"
+                )
+            return self._num_classes
+        return self._counted() if listed is None else len(listed.names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class; its number where no list names it."""
+        if self._listed is None:
+            return tuple(map(str, range(self.num_classes)))
+        return tuple(self._listed.names[label] for label in range(self.num_classes))
+
+    @property
+    def palette(self) -> list[class_lists.Colour]:
+        """Colour of each class: that of the list of classes, or a well-told one."""
+        own = class_lists.palette(self.num_classes)
+        given = {} if self._listed is None else self._listed.colours
+        return [given.get(label, colour) for label, colour in enumerate(own)]
+
+    # -- Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """List the images and masks of the splits that `stage` reads.
+
+        Raises:
+            DataError: If a folder is missing or empty, or an image has no mask.
+        """
+        if stage == "predict" and self.predict_root is not None:
+            return
+        names = {"fit": ("train", "val"), "validate": ("val",)}
+        for name in names.get(stage, ("test",)):
+            if name not in self._datasets:
+                pairs = self._pairs(name)
+                self._datasets[name] = Pairs(pairs, self.num_classes, self.reduce_zero_label)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches of the training split, augmented."""
+        dataset = self._datasets["train"]
+        return grouped_loader(
+            TrainPairs(dataset, self.augmentation),
+            [0] * len(dataset),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            epoch=0 if self.trainer is None else self.trainer.current_epoch,
+            collate=self.normalize.segmentation,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation split in order."""
+        return self._evaluated(EvalPairs(self._datasets["val"], self.eval_transform))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test split in order."""
+        return self._evaluated(EvalPairs(self._datasets["test"], self.eval_transform))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the images of `predict_root`, or of the test split without it, in order."""
+        if self.predict_root is None:
+            return self.test_dataloader()
+        folder = Path(self.predict_root)
+        paths = list_images(folder) if folder.is_dir() else []
+        if not paths:
+            raise DataError(f"predict_root: found no images in {folder}, expected a folder of some")
+        return self._evaluated(FolderOfImages(paths, self.eval_transform))
+
+    # -- reading
+
+    def _evaluated(self, dataset: EvalPairs | FolderOfImages) -> DataLoader[Any]:
+        return exact_loader(
+            dataset,
+            len(dataset),
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            collate=self.eval_normalize.segmentation,
+        )
+
+    def _folder(self, kind: str, name: str) -> Path:
+        """Return the folder of the images or masks of a split."""
+        root = Path(self.root)
+        if not root.is_dir():
+            raise DataError(f"root: found no folder at {self.root}, expected one of a data set")
+        parent = root / kind
+        if not parent.is_dir():
+            key = "images" if kind == self.images else "annotations"
+            raise DataError(f"{key}: found no folder at {parent}, expected one with the splits")
+        split = self.splits[name]
+        folder = parent / split
+        if not folder.is_dir():
+            present = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
+            accepted = f"one of {', '.join(map(repr, present))}" if present else "a folder"
+            raise DataError(
+                f"{name}_split: got {split!r}, which is no folder of {parent}, expected {accepted}"
+                f"{did_you_mean(split, present)}"
+            )
+        return folder
+
+    def _pairs(self, name: str) -> list[Pair]:
+        """Return each image of a split with its mask."""
+        folder, masks = self._folder(self.images, name), self._folder(self.annotations, name)
+        pairs = paired(folder, masks)
+        if not pairs:
+            raise DataError(f"folder {folder}: found no images, expected some with masks")
+        for image, mask in pairs:
+            if mask is None:
+                raise DataError(
+                    f"image {image}: found no mask at {masks / image.relative_to(folder)}, "
+                    f"expected one of its name as .png; 'spanet data check {self.root}' lists all "
+                    "faults"
+                )
+        return [(image, mask) for image, mask in pairs if mask is not None]
+
+    def _counted(self) -> int:
+        """Return the number of classes that the masks themselves show."""
+        names = [name for name in ("train", "val") if self._has(name)] or ["val"]
+        pairs = [pair for name in names for pair in self._pairs(name)]
+        rank_zero_info(
+            f"Reading {len(pairs)} masks to count their classes; data.num_classes, or a list of "
+            f"classes in {self.root}, saves that."
+        )
+        largest = 0
+        for _, file in pairs:
+            mask = reduced(read_mask(file), self.reduce_zero_label)
+            found = mask[mask != IGNORED]
+            if len(found):
+                largest = max(largest, int(found.max()))
+        return max(2, largest + 1)
+
+    def _has(self, name: str) -> bool:
+        return (Path(self.root) / self.images / self.splits[name]).is_dir()
+
+
+class Pairs:
+    """Images with their masks, as stored.
+
+    Args:
+        pairs: Paths of each.
+        num_classes: Classes that count.
+        reduce_zero_label: Whether 0 does not count and all others are one less.
+    """
+
+    def __init__(self, pairs: list[Pair], num_classes: int, reduce_zero_label: bool) -> None:
+        self.pairs = pairs
+        self.num_classes = num_classes
+        self.reduce_zero_label = reduce_zero_label
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, number: int) -> SegmentationSample:
+        """Read an image and its mask.
+
+        Raises:
+            SampleError: If one can't be read, they differ in size, or a value is no class.
+        """
+        path, file = self.pairs[number]
+        image, stored = read_image(path), read_mask(file)
+        if image.shape[1:] != stored.shape:
+            (h, w), (mask_h, mask_w) = image.shape[1:], stored.shape
+            raise SampleError(f"mask {file}: got {mask_w}×{mask_h} px, expected {w}×{h} as {path}")
+        mask = reduced(stored, self.reduce_zero_label)
+        wrong = (mask != IGNORED) & ((mask < 0) | (mask >= self.num_classes))
+        if wrong.any():
+            shift = 1 if self.reduce_zero_label else 0
+            raise SampleError(
+                f"mask {file}: got the value {int(stored[wrong][0])}, expected {shift} to "
+                f"{self.num_classes - 1 + shift}, the classes, or "
+                f"{'0 or ' if shift else ''}{IGNORED}, which do not count"
+            )
+        return SegmentationSample(image, mask, str(path))
+
+
+class TrainPairs(Dataset[SegmentationSample]):
+    """Training images, augmented by the seed of each draw.
+
+    Args:
+        pairs: What is stored.
+        augmentation: The augmentation.
+    """
+
+    def __init__(self, pairs: Pairs, augmentation: SegmentationAugmentation) -> None:
+        self.pairs = pairs
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, draw: Draw) -> SegmentationSample:
+        stored = self.pairs.read(draw.number)
+        # The caller's stream of random numbers goes on as if nothing had been drawn.
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(draw.seed)
+            image, mask = self.augmentation(stored.image, stored.mask)
+        return stored._replace(image=image, mask=mask)
+
+
+class EvalPairs(Dataset[SegmentationSample]):
+    """Images to evaluate on, resized, with masks at their stored size.
+
+    Args:
+        pairs: What is stored.
+        transform: Resizes.
+    """
+
+    def __init__(self, pairs: Pairs, transform: v2.Transform) -> None:
+        self.pairs = pairs
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> SegmentationSample:
+        stored = self.pairs.read(number)
+        return stored._replace(image=self.transform(stored.image))
+
+
+class FolderOfImages(Dataset[SegmentationSample]):
+    """Images without masks: none of their pixels counts.
+
+    Args:
+        paths: Paths of the images.
+        transform: Resizes.
+    """
+
+    def __init__(self, paths: list[Path], transform: v2.Transform) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> SegmentationSample:
+        image = read_image(self.paths[number])
+        mask = torch.full(image.shape[1:], IGNORED, dtype=torch.int64)
+        return SegmentationSample(self.transform(image), mask, str(self.paths[number]))
+
+
+def paired(images: Path, masks: Path) -> list[tuple[Path, Path | None]]:
+    """Return each image of a folder with the mask of its name, or None where there is none.
+
+    Args:
+        images: Folder of images, searched through.
+        masks: Folder of masks, in the same folders below it.
+    """
+    stored = {path.relative_to(masks).with_suffix(""): path for path in list_images(masks)}
+    return [
+        (path, stored.get(path.relative_to(images).with_suffix(""))) for path in list_images(images)
+    ]
+
+
+def reduced(mask: Int64[Tensor, "h w"], reduce_zero_label: bool) -> Int64[Tensor, "h w"]:
+    """Return a mask whose classes count from 0: where told so, 0 becomes 255, others one less."""
+    if not reduce_zero_label:
+        return mask
+    # What is above 255 is no class and stays so: 256 must not become 255.
+    lower = torch.where(mask > IGNORED, mask, mask - 1)
+    return lower.masked_fill((mask == 0) | (mask == IGNORED), IGNORED)
