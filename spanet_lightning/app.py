@@ -34,6 +34,7 @@ COMMANDS = {
     "models": Command("models", "list the variants: parameters, MACs, published figures"),
     "convert": Command("convert", "turn an official checkpoint into safetensors"),
     "bench": Command("bench", "measure time and memory: models, mixers, loaders, resolution"),
+    "data": Command("data", "check a data set: all of its faults at once, each with its file"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
 }
 

@@ -158,6 +158,11 @@ class SegmentationFoldersDataModule(LightningDataModule):
         colours = {value - shift: colour for value, colour in listed.colours.items()}
         return class_lists.ClassList(names, colours)
 
+    @property
+    def lists_classes(self) -> bool:
+        """Whether a file lists the classes."""
+        return self._listed is not None
+
     @cached_property
     def num_classes(self) -> int:
         """Number of classes that count."""
