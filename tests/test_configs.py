@@ -18,6 +18,10 @@ from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
+# The dense recipes need data of their own: `test_recipes_dense` reads them value by value, and the
+# small configuration of each head trains here.
+TRAINABLE = [path for path in CONFIGS if not {"coco", "ade20k"} & set(path.parts)]
+FIGURES = ("/top1", "/box_ap", "/miou")
 IMAGENET = sorted((FOLDER / "imagenet").glob("*.yaml"))
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
@@ -40,7 +44,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name)
+@pytest.mark.parametrize("path", TRAINABLE, ids=name)
 def test_config_trains(
     path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +77,7 @@ def test_config_says_what_it_is(path: Path) -> None:
     assert all(line.startswith("#") for line in header.splitlines())
     assert f"lightning fit --config configs/{name(path)}.yaml" in header
     assert "Expected:" in header
-    assert "/top1" in header
+    assert any(figure in header for figure in FIGURES)
     assert "Cost:" in header
     body = text[len(header) :]
     assert not any(value.startswith(("/", "~")) for value in body.split())
