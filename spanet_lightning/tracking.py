@@ -18,6 +18,7 @@ from spanet_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+    from PIL.Image import Image
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "spanet"
@@ -144,6 +145,16 @@ class MLflowLogger(Logger):
             file: Name of the file.
         """
         self.client.log_text(self.run_id, text, file)
+
+    @rank_zero_only
+    def log_picture(self, picture: Image, file: str) -> None:
+        """Record a picture as an artifact of the run.
+
+        Args:
+            picture: What the file shows.
+            file: Path of the file among the artifacts, ending in .png.
+        """
+        self.client.log_image(self.run_id, picture, file)
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import spanet_lightning
@@ -22,12 +22,14 @@ from spanet_lightning.backbones import Backbone
 from spanet_lightning.cli import blame, check, checkpoints, keys, sources
 from spanet_lightning.cli.callbacks import default_callbacks
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
+from spanet_lightning.cli.overlays import Overlays
+from spanet_lightning.cli.predictions import PredictionWriter
 from spanet_lightning.cli.progress import ImagesPerSecond
 from spanet_lightning.cli.quiet import quieten
 from spanet_lightning.cli.record import RunRecord, run_name
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
-from spanet_lightning.errors import ConfigError, SpanetError, invalid_choice
+from spanet_lightning.errors import ConfigError, SpanetError, invalid, invalid_choice
 from spanet_lightning.exit import users_error
 from spanet_lightning.tasks import Task
 
@@ -106,6 +108,13 @@ class Experiment(LightningCLI):
             default=None,
             help="Name of the run and of its folder below trainer.default_root_dir; "
             "null names it after the first --config.",
+        )
+        parser.add_argument(
+            "--pictures",
+            type=int,
+            default=0,
+            help="Images to draw with what was found, beside what is there: with the "
+            "predictions, or at each validation for the tracker. Boxes and masks only.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -207,11 +216,26 @@ class Experiment(LightningCLI):
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks)
             callbacks.append(self.record)
+            callbacks += self._shown(self.record, given)
         config["callbacks"] = callbacks
         try:
             return Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
+
+    def _shown(self, record: RunRecord, given: Sequence[Callback]) -> list[Callback]:
+        """Return what writes predictions and draws pictures, where the command makes any."""
+        writes = self.subcommand == "predict" and not any(
+            isinstance(callback, BasePredictionWriter) for callback in given
+        )
+        writer = PredictionWriter(record.folder) if writes else None
+        found: list[Callback] = [] if writer is None else [writer]
+        pictures = self._get(self.config_init, "pictures")
+        if pictures < 0:
+            raise invalid("pictures", pictures, "at least 0")
+        if pictures:
+            found.append(Overlays(pictures, record, writer))
+        return found
 
     def _record(self, config: Mapping[str, Any], callbacks: Sequence[Callback]) -> RunRecord:
         root = Path(config["default_root_dir"] or RUNS)
@@ -271,7 +295,11 @@ class Experiment(LightningCLI):
     # -- running
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        if subcommand == "predict" and kwargs.get("return_predictions") is None:
+            # They are written as they are made; the masks of a whole set would fill the memory.
+            kwargs["return_predictions"] = False
+        return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -188,9 +189,19 @@ class ImageClassificationDataModule(LightningDataModule):
 
     @property
     def predict_files(self) -> list[str]:
-        """Paths of the images of `predict_root`, in the order in which they are predicted."""
-        if self.predict_root is None:
+        """Paths of the images to predict, in their order: of `predict_root`, or the test split's.
+
+        Raises:
+            ConfigError: If they come from a `dataset`, which has no files to tell of.
+        """
+        if self.predict_root is not None:
+            return self._predict_files
+        if self.dataset:
             raise invalid("predict_root", None, "a folder")
+        return [path for path, _ in self._reader("test_split").samples]
+
+    @cached_property
+    def _predict_files(self) -> list[str]:
         return [path for path, _ in self._predicted().samples]
 
     def setup(self, stage: str) -> None:

@@ -180,6 +180,11 @@ class CocoDataModule(LightningDataModule):
         """Number of classes, without background."""
         return len(self.categories)
 
+    @property
+    def predict_base(self) -> Path:
+        """Folder that the images to predict are in."""
+        return self._path("test", 0) if self.predict_root is None else Path(self.predict_root)
+
     def annotation_file(self, split: Split) -> Path:
         """Return the annotation file of a split."""
         return self._path(split, 1)

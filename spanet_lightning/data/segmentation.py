@@ -189,6 +189,13 @@ class SegmentationFoldersDataModule(LightningDataModule):
         given = {} if self._listed is None else self._listed.colours
         return [given.get(label, colour) for label, colour in enumerate(own)]
 
+    @property
+    def predict_base(self) -> Path:
+        """Folder that the images to predict are in."""
+        if self.predict_root is not None:
+            return Path(self.predict_root)
+        return Path(self.root) / self.images / self.splits["test"]
+
     # -- Lightning's hooks
 
     def setup(self, stage: str) -> None:

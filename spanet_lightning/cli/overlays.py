@@ -1,0 +1,142 @@
+"""Pictures of the first images: with the predictions, and with the tracker in validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from PIL.Image import Image
+from torch import Tensor
+
+from spanet_lightning import pictures, tracking
+from spanet_lightning.cli.predictions import PredictionWriter, colours_of, name_of
+from spanet_lightning.cli.record import RunRecord
+from spanet_lightning.data.padding import MEAN, STD
+from spanet_lightning.errors import invalid
+from spanet_lightning.tasks import DetectionTask, SegmentationTask
+
+
+class Overlays(Callback):
+    """Draws what is found in the first images, beside what is there.
+
+    In prediction the pictures are files beside the predictions; in validation and test they go to
+    MLflow, and without it into the run's folder. Each process draws its own share.
+
+    Args:
+        count: How many, for each validation.
+        record: Knows the folder of the run.
+        writer: Knows the folder of the predictions, where there are any.
+    """
+
+    def __init__(
+        self, count: int, record: RunRecord, writer: PredictionWriter | None = None
+    ) -> None:
+        self.count = count
+        self.record = record
+        self.writer = writer
+        self._drawn = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse tasks that find nothing to draw."""
+        if not isinstance(pl_module, DetectionTask | SegmentationTask):
+            accepted = f"0 for {type(pl_module).__name__}: boxes and masks are drawn"
+            raise invalid("pictures", self.count, accepted)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._drawn = 0
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_predict_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Predict once more what is to be drawn, and hand it to the tracker."""
+        if trainer.sanity_checking or self._drawn >= self.count:
+            return
+        found = pl_module.predict_step(batch)
+        loggers = [lg for lg in trainer.loggers if isinstance(lg, tracking.MLflowLogger)]
+        place = f"pictures/step-{trainer.global_step:07d}"
+        for name, picture in self._pictures(trainer, batch, found):
+            for logger in loggers:
+                logger.log_picture(picture, f"{place}/{name}.png")
+            if not loggers:
+                self._save(picture, Path(place) / f"{name}.png")
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw what was found."""
+        for name, picture in self._pictures(trainer, batch, outputs):
+            self._save(picture, Path("pictures") / f"{name}.png")
+
+    def _save(self, picture: Image, path: Path) -> None:
+        folder = self.record.folder if self.writer is None else self.writer.folder
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(target)
+
+    def _pictures(self, trainer: Trainer, batch: Any, found: Any) -> Iterator[tuple[str, Image]]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        for i, objects in enumerate(found):
+            if self._drawn >= self.count:
+                return
+            self._drawn += 1
+            name = str(name_of(batch.paths[i], data).with_suffix("")).replace("/", "-")
+            yield name, picture(batch, i, objects, data)
+
+
+def picture(batch: Any, i: int, found: Any, data: Any) -> Image:
+    """Return what was found in an image of a batch, beside what is there, where that is known.
+
+    Args:
+        batch: A batch of detection or segmentation, as evaluation has it.
+        i: Which image.
+        found: What `predict_step` returned for it.
+        data: The data module: knows names, colours and normalisation.
+    """
+    colours, names = colours_of(data), data.class_names
+    norm = getattr(data, "normalize", None)
+    mean, std = (MEAN, STD) if norm is None else (norm.mean, norm.std)
+    known = getattr(data, "predict_root", None) is None
+    detection = "boxes" in found
+    truth: Any = batch.targets[i] if detection else batch.masks[i]
+    size = batch.original_sizes[i] if detection else tuple(truth.shape)
+    image = pictures.stored(batch.images[i], batch.sizes[i], size, mean, std)
+    if detection:
+        left = pictures.with_objects(image, truth, names, colours)
+        right = pictures.with_objects(image, found, names, colours)
+        shown = found["labels"][found["scores"] >= pictures.LEAST_SCORE].cpu()
+        classes = set((torch.cat([shown, truth["labels"].cpu()]) - 1).tolist())
+    else:
+        left = pictures.with_labels(image, truth, colours)
+        right = pictures.with_labels(image, found["labels"], colours)
+        classes = {c for labels in (truth, found["labels"]) for c in _values(labels)}
+    panels = {"ground truth": left} if known else {"image": image}
+    panels["prediction"] = right
+    legend = {names[c]: colours[c] for c in sorted(classes) if c < len(names)}
+    return pictures.beside(panels, legend)
+
+
+def _values(labels: Tensor) -> list[int]:
+    """Return the values of a map of labels, each once."""
+    return torch.bincount(labels.cpu().reshape(-1)).nonzero().reshape(-1).tolist()
