@@ -18,7 +18,7 @@ from spanet_lightning.backbones import Backbone
 from spanet_lightning.backbones.validate import positive_int
 from spanet_lightning.errors import invalid
 
-Size = tuple[int, int]
+Size = Sequence[int]  # height, width; a list once a loader has pinned it
 Losses = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Size = tuple[int, int]
+Size = Sequence[int]  # height, width; a list once a loader has pinned it
 Boxes = Float[Tensor, "n 4"]
 
 NEGATIVE = -1
