@@ -147,7 +147,7 @@ def mask_targets(masks: Tensor, which: Tensor, boxes: Float[Tensor, "n 4"]) -> T
     """
     rois = torch.cat([which[:, None].to(boxes.dtype), boxes], dim=1)
     cells = 2 * MASK_CELLS
-    cropped = roi_align(masks[:, None].float(), rois, cells, sampling_ratio=0, aligned=True)
+    cropped: Tensor = roi_align(masks[:, None].float(), rois, cells, sampling_ratio=0, aligned=True)
     return (cropped[:, 0] >= 0.5).float()
 
 
