@@ -1,7 +1,7 @@
 """Masks of instances in COCO's three forms: polygons, run lengths, and run lengths as text.
 
 Run lengths count the pixels of a mask column by column, zeros first. As text each count is written
-in base 32, lowest digits first, as a difference to the count two before it (from the third on).
+in base 32, lowest digits first, from the fourth on as a difference to the count two before it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _numbers(text: str) -> list[int]:
     values = np.add.reduceat((raw & 31) << (5 * place), starts)
     negative = (raw[ends] & 16) != 0
     values = np.where(negative, values - (1 << (5 * digits)), values)
-    # From the third on a difference to the one two before: odd and even ones sum up apart, but
+    # From the fourth on a difference to the one two before: odd and even ones sum up apart, but
     # for the first, which nothing refers to.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
