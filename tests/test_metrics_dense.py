@@ -190,3 +190,36 @@ def test_miou_agrees_with_numpy_and_is_not_the_mean_over_images() -> None:
     assert [float(found[name]) for name in names] == pytest.approx(expected, abs=1e-6)
     one_by_one = np.mean([numpy_miou([pair], 7)[0] for pair in pairs])
     assert abs(one_by_one - expected[0]) > 1e-3
+
+
+def _process(rank: int, folder: str) -> None:
+    """One of two processes: every other image, 4 for the first and 3 for the second."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    metric, segmentation = CocoMetric(masks=True), SegmentationMetric(4)
+    for number, (target, found) in enumerate(SCENES):
+        if number % 2 == rank:
+            metric.add([found], [target])
+            segmentation.update(*_label_maps(number))
+    numbers = {**metric.numbers(), **segmentation.compute()}
+    torch.save({name: float(v) for name, v in numbers.items()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _label_maps(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    size = (10 + number, 20)
+    return tuple(torch.randint(0, 4, size, generator=generator) for _ in range(2))
+
+
+@pytest.mark.slow
+def test_two_processes_at_an_odd_number_of_images_report_what_one_does(tmp_path) -> None:
+    torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    metric, segmentation = CocoMetric(masks=True), SegmentationMetric(4)
+    for number, (target, found) in enumerate(SCENES):
+        metric.add([found], [target])
+        segmentation.update(*_label_maps(number))
+    alone = {name: float(v) for name, v in {**metric.numbers(), **segmentation.compute()}.items()}
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(alone, abs=1e-6)

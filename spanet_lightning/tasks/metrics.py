@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 from torchmetrics import Metric
@@ -74,6 +75,18 @@ class CocoMetric(MeanAveragePrecision):
                     out[f"{_KINDS[kind]}_ap/{name}"] = value
         return out
 
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:  # noqa: ARG002
+        """Gather the images of all processes, however many each has seen.
+
+        torchmetrics gathers image by image, and hangs or aborts where one process has one more.
+        """
+        own = {name: _on_cpu(getattr(self, name)) for name in self._defaults}
+        group = process_group or self.process_group
+        gathered: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(gathered, own, group=group)
+        for name in own:
+            setattr(self, name, [item for part in gathered for item in part[name]])
+
     def add(self, found: Sequence[Detections], targets: Sequence[Mapping[str, Any]]) -> None:
         """Add images: what was found and what is there, both in pixels of the stored image."""
         keys = ("boxes", "labels", "iscrowd", "area") + (("masks",) if len(self.kinds) > 1 else ())
@@ -82,6 +95,10 @@ class CocoMetric(MeanAveragePrecision):
             [{key: value for key, value in d.items() if key in with_scores} for d in found],  # type: ignore[misc]
             [{key: t[key] for key in keys} for t in targets],
         )
+
+
+def _on_cpu(items: Sequence[Any]) -> list[Any]:
+    return [item.cpu() if isinstance(item, Tensor) else item for item in items]
 
 
 class SegmentationMetric(Metric):
