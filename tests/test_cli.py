@@ -191,10 +191,12 @@ def test_saved_run_is_validated_tested_and_predicted_from():
     before = files()
     validated = cli.run(["validate", *saved]).trainer.callback_metrics
     tested = cli.run(["test", *saved]).trainer.callback_metrics
-    cli.run(["predict", *saved, "--trainer.limit_predict_batches=1"])
     assert "val/top1" in validated
     assert "test/top1" in tested
     assert files() == before
+    cli.run(["predict", *saved, "--trainer.limit_predict_batches=1"])
+    written = "runs/digits-spanetv2/predictions"  # in the folder of the run that was saved
+    assert files() - before == {written, f"{written}/predictions.csv"}
 
 
 def test_checkpoint_rebuilds_its_model():
