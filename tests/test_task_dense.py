@@ -16,7 +16,9 @@ from spanet_lightning import (
     SegmentationTask,
     SemanticFPN,
     SPANetV2,
+    load_official,
 )
+from spanet_lightning.cli import run
 from spanet_lightning.data.batches import DetectionBatch, SegmentationBatch
 from spanet_lightning.errors import ConfigError, DataError
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
@@ -153,6 +155,31 @@ def test_a_run_of_steps_with_poly_ends_at_zero(tmp_path: Path) -> None:
     runner.fit(task, data)
     assert runner.global_step == 3
     assert runner.optimizers[0].param_groups[0]["lr"] == 0
+
+
+def test_checkpoint_of_a_run_reloads_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lightning"])
+    config = Path(__file__).parent.parent / "configs" / "digits" / "semantic_fpn.yaml"
+    settings = {
+        "trainer.default_root_dir": str(tmp_path),
+        "trainer.logger": "false",
+        "trainer.max_epochs": "1",
+        "trainer.limit_train_batches": "1",
+        "trainer.limit_val_batches": "1",
+        "data.batch_size": "2",
+    }
+    args = [f"--{key}={value}" for key, value in settings.items()]
+    trained = run(["fit", "--config", str(config), *args]).model.eval()
+    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    loaded = SegmentationTask.load_from_checkpoint(checkpoint, weights_only=True).eval()
+    assert loaded.model.num_classes == 11
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded.logits(x), trained.logits(x))
+    report = load_official(trained.model, checkpoint)
+    assert not report.missing
 
 
 @pytest.mark.parametrize(

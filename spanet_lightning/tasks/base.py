@@ -45,6 +45,9 @@ class Task(LightningModule):
         self.save_hyperparameters(ignore=parts, frame=init, logger=False)
         if "_instantiator" in self.hparams:  # LightningCLI's mark
             self.save_hyperparameters(frame=init, logger=False)
+        # The command line offers the data's number of classes to all tasks; not all take it.
+        if "num_classes" not in inspect.signature(type(self)).parameters:
+            self.hparams.pop("num_classes", None)
         # The checkpoint holds the weights: reloading it must not need the file they began from.
         self.hparams["weights"] = None
 
