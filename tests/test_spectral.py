@@ -98,7 +98,7 @@ def test_srf_equals_the_equation_and_its_gradients(size, impl):
     x = torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
     logits = torch.randn(3, size[0], size[1] // 2 + 1, generator=g, dtype=torch.float64)
     logits.requires_grad_()
-    fast = spectral.srf(x, torch.sigmoid(logits), impl)
+    fast = spectral.srf(x, spectral.srf_gain(torch.sigmoid(logits), x.shape[-1], impl))
     slow = filters.srf(x, logits)
     assert torch.allclose(fast, slow, atol=1e-10, rtol=0)
     cotangent = torch.linspace(-1, 1, slow.numel(), dtype=slow.dtype).view_as(slow)
@@ -117,7 +117,7 @@ def test_srf_in_float32_is_exact_to_1e_5(size):
     logits = torch.randn(8, size[0], size[1] // 2 + 1, generator=g)
     slow = filters.srf(x.double(), logits.double())
     for impl in ("real", "rfft"):
-        fast = spectral.srf(x, torch.sigmoid(logits), impl)
+        fast = spectral.srf(x, spectral.srf_gain(torch.sigmoid(logits), x.shape[-1], impl))
         assert (fast - slow).norm() <= 1e-5 * slow.norm()
 
 
@@ -125,7 +125,8 @@ def test_constant_gain_scales_and_all_pass_is_identity():
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
     half = torch.full((3, 6, 3), 0.5, dtype=torch.float64)
     for impl in ("real", "rfft"):
-        assert torch.allclose(spectral.srf(x, half, impl), x / 2, atol=1e-12)
+        gain = spectral.srf_gain(half, x.shape[-1], impl)
+        assert torch.allclose(spectral.srf(x, gain), x / 2, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 9])

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spanet_lightning.backbones.activated_conv import GELU, SQUARED_RELU, activated_conv1x1
+
 BranchScale = Literal["res", "layer", "none"]
 BRANCH_SCALES: tuple[BranchScale, ...] = ("res", "layer", "none")
 
@@ -54,13 +56,47 @@ class GroupNorm1(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return `x` normalised, same shape."""
-        if not x.is_cuda:
+        if not x.is_cuda or x.is_contiguous():
             return super().forward(x)
         # CUDA's GroupNorm has no channels-last kernel: it would copy there and back.
         x_BHWC = x.permute(0, 2, 3, 1)
         x_BHWC = F.layer_norm(x_BHWC, x_BHWC.shape[1:], eps=self.eps)
         x_BHWC = torch.addcmul(self.bias, x_BHWC, self.weight).to(x_BHWC.dtype)
         return x_BHWC.permute(0, 3, 1, 2)
+
+
+class DepthwiseRow(nn.Conv2d):
+    """A depthwise convolution along the width, with a kernel of 1×k pixels.
+
+    In channels-last memory every row of the image is an image of its own, of height W and width 1,
+    on which the kernel is k×1: the same sums on a view. oneDNN's gradient of a 1×k depthwise kernel
+    takes 4 to 7 times as long as that of a k×1 one, so training on a CPU uses the view.
+
+    Args:
+        channels: Number of channels C.
+        kernel_size: Length k of the kernel in pixels, odd.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        padding = (0, kernel_size // 2)
+        super().__init__(channels, channels, (1, kernel_size), padding=padding, groups=channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the filtered features, same shape."""
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if not (self.training and x.device.type == "cpu" and channels_last):
+            return super().forward(x)
+        batch, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(batch * height, width, 1, channels)
+        y = F.conv2d(
+            rows.permute(0, 3, 1, 2),
+            self.weight.transpose(2, 3),
+            self.bias,
+            padding=(self.kernel_size[1] // 2, 0),
+            groups=channels,
+        )
+        y_BHWC = y.permute(0, 2, 3, 1).reshape(batch, height, width, channels)
+        return y_BHWC.permute(0, 3, 1, 2)
 
 
 class Scale(nn.Module):
@@ -82,6 +118,12 @@ class Scale(nn.Module):
         """Return `x` scaled, same shape."""
         return x * self.scale.view(-1, 1, 1)
 
+    def add(
+        self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return `scale·x + y`, in one pass over memory."""
+        return torch.addcmul(y, x, self.scale.view(-1, 1, 1))
+
 
 class GeluMlp(nn.Module):
     """1×1 convolution, GELU, 1×1 convolution, with biases: the channel MLP of SPANet.
@@ -98,6 +140,16 @@ class GeluMlp(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         for fc in (self.fc1, self.fc2):
             init_trunc_normal(fc)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the MLP of each pixel, same shape."""
+        return activated_conv1x1(
+            self.fc1(x), self.fc2.weight, self.fc2.bias, GELU, recompute=self.training
+        )
+
+
+class LiteralGeluMlp(GeluMlp):
+    """`GeluMlp` operation by operation, as the official code: `spectral_impl: fft`."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the MLP of each pixel, same shape."""
@@ -138,9 +190,28 @@ class StarReluMlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the MLP of each pixel, same shape."""
-        squared = F.relu(self.fc1(x), inplace=True).square()
         weight = self.fc2.weight
-        return F.conv2d(squared, weight * self.act.scale, weight.sum((1, 2, 3)) * self.act.bias)
+        return activated_conv1x1(
+            self.fc1(x),
+            weight * self.act.scale,
+            weight.sum((1, 2, 3)) * self.act.bias,
+            SQUARED_RELU,
+            recompute=self.training,
+        )
+
+
+class LiteralStarReluMlp(StarReluMlp):
+    """`StarReluMlp` as the official code: linear layers on (B, H, W, C), StarReLU in steps."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the MLP of each pixel, same shape."""
+        hidden = self.act(pixelwise(self.fc1, x.permute(0, 2, 3, 1)))
+        return pixelwise(self.fc2, hidden).permute(0, 3, 1, 2)
+
+
+def pixelwise(conv: nn.Conv2d, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w d"]:
+    """Apply a 1×1 convolution as a linear layer on the last dimension, as the official V2 does."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class Downsample(nn.Module):

@@ -67,10 +67,13 @@ class MetaFormerBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the block's output, same shape."""
         branch = self.drop_path1(self.mixer(self.norm1(x)))
-        x = self.res_scale1(x) + self.layer_scale1(branch)
+        x = self._add(x, self.layer_scale1(branch), self.res_scale1)
         branch = self.drop_path2(self.mlp(self.norm2(x)))
-        y: Tensor = self.res_scale2(x) + self.layer_scale2(branch)
-        return y
+        return self._add(x, self.layer_scale2(branch), self.res_scale2)
+
+    @staticmethod
+    def _add(x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
+        return scale.add(x, branch) if isinstance(scale, Scale) else x + branch
 
 
 class Stage(nn.Module):
@@ -116,6 +119,8 @@ class Backbone(nn.Module):
         downsample_norm: Builds the norm after the stem and before the other down-sampling layers.
         final_norm: The norm before the classifier.
         head: Builds the classifier from (features, classes).
+        channels_last: Whether features are laid out channels-last in memory, which is the fast
+            layout; the official code's is another.
     """
 
     def __init__(
@@ -133,8 +138,10 @@ class Backbone(nn.Module):
         downsample_norm: ModuleOf | None,
         final_norm: nn.Module,
         head: Callable[[int, int], nn.Module],
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
+        self.channels_last = channels_last
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = dims[-1]
@@ -291,5 +298,6 @@ class Backbone(nn.Module):
         height, width = x.shape[-2:]
         if height < 32 or width < 32:
             raise invalid("image size", (height, width), "at least 32 pixels on both sides")
-        out: Tensor = self.stem(x.contiguous(memory_format=torch.channels_last))
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        out: Tensor = self.stem(x.contiguous(memory_format=layout))
         return out

@@ -34,8 +34,10 @@ from spanet_lightning.backbones import (
 from spanet_lightning.backbones.layers import (
     BRANCH_SCALES,
     BranchScale,
+    DepthwiseRow,
     GeluMlp,
     GroupNorm1,
+    LiteralGeluMlp,
     init_trunc_normal,
 )
 from spanet_lightning.backbones.metaformer import Backbone
@@ -114,7 +116,7 @@ class SpectralGates(nn.Module):
         if self.radius is None:
             return nn.functional.conv2d(q, self.weight, bias)
         if self.impl == "fft":
-            return spectral_literal.spf_conv1x1(q, self.weight, bias, self.radius, self.gates)
+            return spectral_literal.spf_context(q, self.weight, self.bias, self.radius, self.gates)
         return spectral.spf_conv1x1(q, self.weight, bias, self.radius, self.gates, self.impl)
 
     def mask(self, gate: int, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
@@ -146,7 +148,7 @@ class SPAM(nn.Module):
         super().__init__()
         k, p = kernel_size, kernel_size // 2
         self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.local_w = nn.Conv2d(channels, channels, (1, k), padding=(0, p), groups=channels)
+        self.local_w = DepthwiseRow(channels, k)
         self.local_h = nn.Conv2d(channels, channels, (k, 1), padding=(p, 0), groups=channels)
         self.gates = gates
         self.aggregation = aggregation
@@ -192,7 +194,8 @@ class SPANet(Backbone):
             "layer": on all branches of all stages, starting at 1e-5; or "none".
         spectral_impl: How the SPF is computed; the function is the same. "real": in a real basis of
             the few frequencies within the radius; "rfft": by one real FFT; "auto": the basis unless
-            the radius makes it slow; "fft": literally as the official code, slowly.
+            the radius makes it slow; "fft": the whole network as the official code computes it,
+            with its memory layout and its complex FFTs with shifts, slowly: to compare with.
 
     Raises:
         ConfigError: If an argument is outside what is stated here.
@@ -244,6 +247,8 @@ class SPANet(Backbone):
             gates = SpectralGates(dim, radius[stage] if spf else None, balance, ring, spectral_impl)
             return SPAM(dim, kernel_size, gates, aggregation)
 
+        literal = spectral_impl == "fft"
+
         super().__init__(
             depths=validate.per_stage_ints("depths", row.depths if depths is None else depths),
             dims=dims,
@@ -254,11 +259,12 @@ class SPANet(Backbone):
             if branch_scale == "res"
             else (branch_scale,) * 4,
             mixer=mixer,
-            mlp=partial(GeluMlp, ratio=mlp_ratio),
+            mlp=partial(LiteralGeluMlp if literal else GeluMlp, ratio=mlp_ratio),
             block_norm=GroupNorm1,
             downsample_norm=None,
             final_norm=GroupNorm1(dims[-1]),
             head=_linear_head,
+            channels_last=not literal,
         )
         self.head_drop = nn.Dropout(drop_rate)
 

@@ -31,14 +31,18 @@ from spanet_lightning.backbones import (
     spectral_literal,
     validate,
 )
+from spanet_lightning.backbones.activated_conv import GELU, activated_conv1x1
+from spanet_lightning.backbones.kept import Kept
 from spanet_lightning.backbones.layers import (
     BRANCH_SCALES,
     BranchScale,
     GroupNorm1,
     LayerNorm2d,
+    LiteralStarReluMlp,
     MlpHead,
     StarReluMlp,
     init_trunc_normal,
+    pixelwise,
 )
 from spanet_lightning.backbones.metaformer import Backbone
 from spanet_lightning.backbones.spectral import SpectralImpl
@@ -113,17 +117,30 @@ class SpectralRescaling(nn.Module):
         self.logits = nn.ParameterList(torch.randn(shape) * 0.02 for _ in range(heads))
         self.alpha = nn.Parameter(torch.ones(1)) if gate == "scaled_sigmoid" else None
         self.impl: SpectralImpl = impl
+        self._kept = Kept[Tensor | spectral.RealGain]()
 
     def gain(self, height: int, width: int) -> Float[Tensor, "c {height} {width}//2+1"]:
         """Return the gains at this size, in the layout of a real FFT (rows unshifted)."""
-        logits = spectral.resize_logits(torch.cat(list(self.logits)), height, width // 2 + 1)
-        if self.alpha is not None:
-            logits = self.alpha * logits
-        return torch.sigmoid(logits)
+        return self._gain(torch.cat(list(self.logits)), height, width)
+
+    def head_gains(
+        self, height: int, width: int
+    ) -> list[Float[Tensor, "c_n {height} {width}//2+1"]]:
+        """Return the gains of each head."""
+        return [self._gain(logits, height, width) for logits in self.logits]
+
+    def _gain(self, logits: Tensor, height: int, width: int) -> Tensor:
+        logits = spectral.resize_logits(logits, height, width // 2 + 1)
+        return torch.sigmoid(logits if self.alpha is None else self.alpha * logits)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return `x` with re-scaled spectra, same shape and dtype."""
-        return spectral.srf(x, self.gain(*x.shape[-2:]), self.impl)
+        height, width = x.shape[-2:]
+
+        def build() -> Tensor | spectral.RealGain:
+            return spectral.srf_gain(self.gain(height, width), width, self.impl)
+
+        return spectral.srf(x, self._kept(self, build, height, width))
 
 
 class SPAM(nn.Module):
@@ -165,14 +182,41 @@ class SPAM(nn.Module):
         heads = [conv(head) for conv, head in zip(self.local, heads, strict=True)]
         if self.head_layout == "concatenated":
             context = self.srf(torch.cat(heads, dim=1))
-        elif isinstance(self.srf, SpectralRescaling) and self.srf.impl == "fft":
-            gain = self.srf.gain(*x.shape[-2:])
-            context = spectral_literal.srf_interleaved(heads, gain)
         else:
             context = _interleave(self.srf(torch.cat(heads, dim=1)), len(heads))
-        context = self.reduce(F.gelu(self.norm(self.expand(context))))
+        context = activated_conv1x1(
+            self.norm(self.expand(context)),
+            self.reduce.weight,
+            None,
+            GELU,
+            recompute=self.training,
+        )
         y: Tensor = self.proj(F.gelu(self.query(x)) * context)
         return y
+
+
+class LiteralSPAM(SPAM):
+    """`SPAM` as the official code computes it: `spectral_impl: fft`.
+
+    Linear layers on (B, H, W, C), one convolution and one real FFT a head, written into a tensor of
+    zeros in (B, C, H, W), which the expansion works on; back to (B, H, W, C) for the product.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the mixed tokens, same shape."""
+        x_BHWC = x.permute(0, 2, 3, 1)
+        query = F.gelu(pixelwise(self.query, x_BHWC))
+        tokens = pixelwise(self.context, x_BHWC).permute(0, 3, 1, 2).chunk(len(self.local), dim=1)
+        heads = [conv(head) for conv, head in zip(self.local, tokens, strict=True)]
+        if self.head_layout == "concatenated":
+            context = self.srf(torch.cat(heads, dim=1))
+        elif isinstance(self.srf, SpectralRescaling):
+            gains = self.srf.head_gains(*x.shape[-2:])
+            context = spectral_literal.srf_interleaved(heads, gains)
+        else:
+            context = torch.stack(heads, dim=2).flatten(1, 2)
+        context = self.reduce(F.gelu(self.norm(self.expand(context.contiguous()))))
+        return pixelwise(self.proj, query * context.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _interleave(x: Tensor, heads: int) -> Tensor:
@@ -216,6 +260,23 @@ class Attention(nn.Module):
         return mixed
 
 
+class LiteralAttention(Attention):
+    """`Attention` in the official code's steps, with the N×N matrix: `spectral_impl: fft`."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the mixed tokens, same shape."""
+        batch, _, height, width = x.shape
+        qkv = pixelwise(self.qkv, x.permute(0, 2, 3, 1))
+        tokens = qkv.reshape(batch, height * width, 3, self.heads, HEAD_DIM)
+        q, k, v = tokens.permute(2, 0, 3, 1, 4).unbind()
+        weights = (q @ k.transpose(-2, -1) * HEAD_DIM**-0.5).softmax(dim=-1)
+        y_BHWC = (weights @ v).transpose(1, 2).reshape(batch, height, width, -1)
+        if self.local is not None:
+            values = v.transpose(1, 2).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+            y_BHWC = y_BHWC + self.local(values).permute(0, 2, 3, 1)
+        return pixelwise(self.proj, y_BHWC).permute(0, 3, 1, 2)
+
+
 class SPANetV2(Backbone):
     """SPANetV2, the second generation (TPAMI 2026, arXiv:2503.23947).
 
@@ -248,7 +309,8 @@ class SPANetV2(Backbone):
             "layer": on all branches of all stages, starting at 1e-5; or "none".
         spectral_impl: How the SRF is computed; the function is the same. "real": by products with
             real Fourier bases; "rfft": by one real FFT over all heads; "auto": the faster at each
-            size, and the bases for export; "fft": literally as the official code, slowly.
+            size, and the bases for export; "fft": the whole network as the official code computes
+            it, with its memory layouts and a real FFT for each head, slowly: to compare with.
 
     Raises:
         ConfigError: If an argument is outside what is stated here.
@@ -296,15 +358,18 @@ class SPANetV2(Backbone):
         mlp_ratio = validate.positive("mlp_ratio", mlp_ratio)
         height, width = validate.image_size("img_size", img_size)
 
+        literal = spectral_impl == "fft"
+
         def mixer(stage: int, dim: int) -> nn.Module:
             if kinds[stage] != "spam":
-                return Attention(dim, local=kinds[stage] == "mixed")
+                attention = LiteralAttention if literal else Attention
+                return attention(dim, local=kinds[stage] == "mixed")
             stride = 2 ** (stage + 2)
             size = (height // stride, width // stride)
             rescaling = (
                 SpectralRescaling(dim, len(kernels), size, srf_gate, spectral_impl) if srf else None
             )
-            return SPAM(dim, kernels, rescaling, head_layout)
+            return (LiteralSPAM if literal else SPAM)(dim, kernels, rescaling, head_layout)
 
         super().__init__(
             depths=validate.per_stage_ints("depths", row.depths if depths is None else depths),
@@ -316,11 +381,12 @@ class SPANetV2(Backbone):
             if branch_scale == "res"
             else (branch_scale,) * 4,
             mixer=mixer,
-            mlp=partial(StarReluMlp, ratio=mlp_ratio),
+            mlp=partial(LiteralStarReluMlp if literal else StarReluMlp, ratio=mlp_ratio),
             block_norm=LayerNorm2d,
             downsample_norm=LayerNorm2d,
             final_norm=nn.LayerNorm(dims[-1], eps=1e-6),
             head=partial(MlpHead, drop_rate=drop_rate),
+            channels_last=not literal,
         )
         self.apply(init_trunc_normal)
 

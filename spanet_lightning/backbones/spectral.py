@@ -299,7 +299,7 @@ def spf_conv1x1(
     left = torch.cat([*rows, rows[0]] if len(rows) > 1 else rows, dim=1)
     right = torch.cat([low_parts[0], *low_parts] if len(rows) > 1 else low_parts, dim=1)
     out_BHWD = out.permute(0, 2, 3, 1).reshape(batch, height, -1)
-    out_BHWD = torch.baddbmm(out_BHWD, left.expand(batch, -1, -1), right)
+    out_BHWD = out_BHWD.baddbmm_(left.expand(batch, -1, -1), right)
     return out_BHWD.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -336,44 +336,66 @@ def srf_uses_fft(impl: SpectralImpl, height: int, width: int) -> bool:
     return impl != "real"
 
 
+class RealGain(NamedTuple):
+    """A gain on the complete real basis: see `split_gain`.
+
+    Attributes:
+        even: (H, W, C) factor of each coefficient.
+        odd: (H, W, C) factor of its partner, cosine and sine exchanged along both axes.
+    """
+
+    even: Float[Tensor, "h w c"]
+    odd: Float[Tensor, "h w c"]
+
+
+def srf_gain(
+    gain: Float[Tensor, "c h f"], width: int, impl: SpectralImpl = "auto"
+) -> Float[Tensor, "c h f"] | RealGain:
+    """Bring gains into the form that `srf` applies: as they are for an FFT, split for the basis.
+
+    Args:
+        gain: Real gains in the layout of a real FFT: H rows unshifted, F = W // 2 + 1 columns.
+        width: Columns W of the features, in pixels.
+        impl: See `SpectralImpl`.
+    """
+    if srf_uses_fft(impl, gain.shape[1], width):
+        return gain
+    return split_gain(gain, width)
+
+
 def srf(
-    x: Float[Tensor, "b c h w"],
-    gain: Float[Tensor, "c h f"],
-    impl: SpectralImpl = "auto",
+    x: Float[Tensor, "b c h w"], gain: Float[Tensor, "c h f"] | RealGain
 ) -> Float[Tensor, "b c h w"]:
     """Re-scale the spectrum of every channel by `gain` (arXiv:2503.23947, SRF).
 
     Args:
         x: Features; the transform runs in float32 at least.
-        gain: Real gains in the layout of a real FFT: H rows unshifted, F = W // 2 + 1 columns.
-        impl: See `SpectralImpl`.
+        gain: What `srf_gain` returns; its form decides between FFT and basis.
 
     Returns:
         `irfft2(rfft2(x)·gain)`, of the shape and dtype of `x`.
     """
-    height, width = x.shape[-2:]
     wide = at_least_float32(x)
     with no_autocast(x.device):
-        gain = gain.to(wide.dtype)
-        if srf_uses_fft(impl, height, width):
-            spectrum = torch.fft.rfft2(wide, norm="ortho") * gain
-            filtered: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        if isinstance(gain, RealGain):
+            even, odd = gain
+            filtered = _srf_real(wide, even.to(wide.dtype), odd.to(wide.dtype))
         else:
-            filtered = _srf_real(wide, gain)
+            spectrum = torch.fft.rfft2(wide, norm="ortho") * gain.to(wide.dtype)
+            filtered = torch.fft.irfft2(spectrum, s=x.shape[-2:], norm="ortho")
     return filtered.to(x.dtype)
 
 
 def _srf_real(
-    x: Float[Tensor, "b c h w"], gain: Float[Tensor, "c h f"]
+    x: Float[Tensor, "b c h w"], even: Float[Tensor, "h w c"], odd: Float[Tensor, "h w c"]
 ) -> Float[Tensor, "b c h w"]:
     batch, channels, height, width = x.shape
     rows = real_basis(height, height // 2, x.dtype, x.device).matrix
     columns = real_basis(width, width // 2, x.dtype, x.device).matrix
-    even_HWC, odd_HWC = split_gain(gain, width)
     x_BHWC = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
     c = torch.matmul(rows.t(), x_BHWC).view(batch, height, width, channels)
     c = torch.matmul(columns.t(), c)
-    c = torch.addcmul(c * even_HWC, _swap(_swap(c, 1), 2), odd_HWC)
+    c = torch.addcmul(c * even, _swap(_swap(c, 1), 2), odd)
     c = torch.matmul(columns, c).view(batch, height, width * channels)
     c = torch.matmul(rows, c).view(batch, height, width, channels)
     return c.permute(0, 3, 1, 2)
@@ -387,9 +409,7 @@ def _swap(c: Tensor, dim: int) -> Tensor:
     return torch.cat([lone, sines, cosines, top], dim)
 
 
-def split_gain(
-    gain: Float[Tensor, "c h f"], width: int
-) -> tuple[Float[Tensor, "h w c"], Float[Tensor, "h w c"]]:
+def split_gain(gain: Float[Tensor, "c h f"], width: int) -> RealGain:
     """Turn half-spectrum gains into their even and odd parts on the complete real basis.
 
     With (c, s) for cosine and sine, first along H, and g± = gain(±u, v), the filter acts on the
@@ -424,7 +444,8 @@ def split_gain(
     even_rows = rows(even, 1, 1, 1)
     even_CHW = columns(even_rows, even_rows, 1)
     odd_CHW = columns(rows(odd, -1, 1, 0), rows(odd, 1, -1, 0), 0)
-    return even_CHW.permute(1, 2, 0), odd_CHW.permute(1, 2, 0)
+    # Both as features lie in memory, so that products with them read along.
+    return RealGain(even_CHW.permute(1, 2, 0).contiguous(), odd_CHW.permute(1, 2, 0).contiguous())
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:

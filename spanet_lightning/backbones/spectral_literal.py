@@ -6,6 +6,7 @@ functions as in `spectral`, slower; benchmarks measure the others against them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -16,10 +17,10 @@ from torch.nn import functional as F
 from spanet_lightning.backbones.spectral import Gate, at_least_float32, circular_mask, no_autocast
 
 
-def spf_conv1x1(
-    x: Float[Tensor, "b c h w"],
+def spf_context(
+    q: Float[Tensor, "b c h w"],
     weight: Float[Tensor, "d c 1 1"],
-    bias: Float[Tensor, " d"],
+    biases: Float[Tensor, "g d"],
     radius: float,
     gates: tuple[Gate, ...],
 ) -> Float[Tensor, "b d h w"]:
@@ -27,31 +28,40 @@ def spf_conv1x1(
 
     The shifts run over all dimensions, batch and channels included, as in the official code; the
     shift back undoes them.
+
+    Args:
+        q: Local features.
+        weight: The gates' 1×1 convolutions side by side.
+        biases: One bias a gate.
+        radius: Radius of the SPF, in cycles per side.
+        gates: The weights of the channels of `q`, in their order.
     """
+    height, width = q.shape[-2:]
     sizes = [gate.channels for gate in gates]
-    out = bias.view(-1, 1, 1)
-    chunks = zip(torch.split(x, sizes, 1), torch.split(weight, sizes, 1), gates, strict=True)
-    for chunk, columns, gate in chunks:
+    filtered = []
+    for chunk, gate in zip(torch.split(q.clone(), sizes, 1), gates, strict=True):
         wide = at_least_float32(chunk)
-        mask = circular_mask(x.shape[2], x.shape[3], radius, gate, wide.dtype, x.device)
-        with no_autocast(x.device):
+        mask = circular_mask(height, width, radius, gate, wide.dtype, q.device)
+        with no_autocast(q.device):
             spectrum = torch.fft.fftshift(torch.fft.fft2(wide, norm="ortho"))
             spectrum = spectrum * torch.fft.fftshift(mask)
-            filtered = torch.fft.ifft2(torch.fft.ifftshift(spectrum), norm="ortho").real
-        out = out + F.conv2d(filtered.to(x.dtype), columns)
-    return out
+            wide = torch.fft.ifft2(torch.fft.ifftshift(spectrum), norm="ortho").real
+        filtered.append(wide.to(chunk.dtype))
+    columns = torch.split(weight, sizes, 1)
+    contexts = map(F.conv2d, filtered, columns, biases)
+    return functools.reduce(torch.add, contexts)
 
 
 def srf_interleaved(
-    heads: Sequence[Float[Tensor, "b g h w"]], gain: Float[Tensor, "c h f"]
+    heads: Sequence[Float[Tensor, "b g h w"]], gains: Sequence[Float[Tensor, "g h f"]]
 ) -> Float[Tensor, "b c h w"]:
     """Filter head after head, writing each to every n-th channel of n heads (arXiv:2503.23947)."""
     batch, size, height, width = heads[0].shape
     out = heads[0].new_zeros(batch, size, len(heads), height, width)
-    for i, (head, gains) in enumerate(zip(heads, torch.split(gain, size), strict=True)):
+    for i, (head, gain) in enumerate(zip(heads, gains, strict=True)):
         wide = at_least_float32(head)
         with no_autocast(head.device):
-            spectrum = torch.fft.rfft2(wide, norm="ortho") * gains
+            spectrum = torch.fft.rfft2(wide, norm="ortho") * gain
             filtered = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
         out[:, :, i] = filtered.to(head.dtype)
     return out.view(batch, size * len(heads), height, width)

@@ -130,13 +130,14 @@ def sites(subjects: Sequence[Subject], impls: Sequence[str], settings: Settings)
     for subject in subjects:
         variants = [Subject(subject.name, impl) for impl in impls]
         models = build_all(variants, settings.size, settings.seed)
+        models = {variant: settings.place(model) for variant, model in models.items()}
         first = models[variants[0]]
         per_impl = {str(v.impl): _first_mixers(model.eval()) for v, model in models.items()}
-        shapes = _shapes(first, per_impl[impls[0]], settings.images(batch=1).cpu())
+        shapes = _shapes(first, per_impl[impls[0]], settings.images(batch=1))
         for stage, (mixer, shape) in enumerate(zip(per_impl[impls[0]], shapes, strict=True)):
             kind = _kind(mixer)
             spectral = not isinstance(mixer, spanetv2.Attention)
-            mixers = {i: settings.place(m[stage]) for i, m in per_impl.items()}
+            mixers = {i: m[stage] for i, m in per_impl.items()}
             if (kind, shape) not in found:
                 found[kind, shape] = Site(
                     kind, stage + 1, shape, mixers if spectral else {"-": mixers[impls[0]]}
@@ -180,6 +181,8 @@ def _call(mixer: nn.Module, site: Site, direction: str, settings: Settings) -> C
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (settings.batch, channels, height, width)
     x = settings.place(torch.randn(shape, generator=generator))
+    if isinstance(mixer, spanet.SPAM) and mixer.gates.impl == "fft":
+        x = x.contiguous()  # what the official network gives it
     runnable = settings.compiled(mixer)
     if direction == "forward":
 

@@ -37,7 +37,8 @@ class Settings:
             "bfloat16" or "float16": autocast over float32 weights.
         layout: Memory format of images and weights. Our models work on channels-last features
             whatever they get.
-        compile: Mode of `torch.compile`, static shapes; "none" runs eagerly.
+        compile: Mode of `torch.compile`; "none" runs eagerly.
+        dynamic: Compile for any batch size, height and width; otherwise for the shapes at hand.
         freeze: Fold weights into the compiled graph as constants; evaluation alone.
         batch: Images in a batch.
         size: Side of the images, in pixels.
@@ -54,6 +55,7 @@ class Settings:
     dtype: Dtype = "float32"
     layout: Layout = "channels_last"
     compile: Compile = "none"
+    dynamic: bool = False
     freeze: bool = False
     batch: int = 8
     size: int = 224
@@ -81,8 +83,9 @@ class Settings:
                 raise invalid_choice(key, value, choices)
         if self.dtype == "tf32" and not self.on_cuda:
             raise ConfigError("--dtype: got 'tf32', which is a precision of CUDA devices alone")
-        if self.freeze and self.compile == "none":
-            raise ConfigError("--freeze: needs --compile default or max-autotune")
+        for flag in ("freeze", "dynamic"):
+            if getattr(self, flag) and self.compile == "none":
+                raise ConfigError(f"--{flag}: needs --compile default or max-autotune")
         for key, number, least in (
             ("--batch", self.batch, 1),
             ("--size", self.size, 32),
@@ -109,10 +112,14 @@ class Settings:
         return _AUTOCAST.get(self.dtype, torch.float32)
 
     def place(self, thing: Thing) -> Thing:
-        """Return a model or images on the device, in the layout."""
+        """Return a model or images on the device, in the layout.
+
+        Our literal models (`spectral_impl: fft`) keep the official code's own layout.
+        """
         moved: Any = thing.to(self.torch_device)
         is_images = isinstance(moved, Tensor)
-        if not is_images or moved.dim() == 4:
+        literal = getattr(thing, "channels_last", True) is False
+        if moved.dim() == 4 if is_images else not literal:
             moved = moved.to(memory_format=_FORMATS[self.layout])
         placed: Thing = moved
         return placed
@@ -136,7 +143,7 @@ class Settings:
         """Return `model`, or what will compile it when it is called first."""
         if self.compile == "none":
             return model
-        module: Any = torch.compile(model, mode=self.compile, dynamic=False)
+        module: Any = torch.compile(model, mode=self.compile, dynamic=self.dynamic)
         return module  # type: ignore[no-any-return]
 
     @contextlib.contextmanager

@@ -216,6 +216,7 @@ def _add_settings(parser: argparse.ArgumentParser, *, size: bool = True) -> None
     add("--dtype", default=default.dtype, metavar="float32|tf32|bfloat16|float16")
     add("--layout", default=default.layout, metavar="channels_last|contiguous")
     add("--compile", default=default.compile, metavar="none|default|max-autotune")
+    add("--dynamic", action="store_true", help="compile for any batch size, height and width")
     add("--freeze", action="store_true", help="weights as constants of compiled evaluation")
     at = "" if size else " of 224 px, fewer of larger ones"
     text = f"images in a batch{at} (default: {default.batch})"
