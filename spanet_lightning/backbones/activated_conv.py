@@ -82,7 +82,6 @@ class _ActivatedConv1x1(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(h, weight)
         ctx.activation = activation
-        ctx.bias_size = None if bias is None else list(bias.shape)
         return F.conv2d(activation.function(h), weight, bias)
 
     @staticmethod
@@ -91,19 +90,21 @@ class _ActivatedConv1x1(torch.autograd.Function):
         h, weight = ctx.saved_tensors
         activation: Activation = ctx.activation
         # Under autocast the convolution ran in the type of `grad`, while weights keep their own.
-        grad_a, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_a, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad,
             activation.function(h).to(grad.dtype),
             weight.to(grad.dtype),
-            ctx.bias_size,
+            None,
             [1, 1],
             [0, 0],
             [1, 1],
             False,
             [0, 0],
             1,
-            [*ctx.needs_input_grad[:2], ctx.bias_size is not None],
+            [*ctx.needs_input_grad[:2], False],
         )
+        # A plain sum: oneDNN's own gradient of the bias slows that of the weight down.
+        grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         grad_h = None
         if grad_a is not None:
             grad_h = activation.times_derivative(grad_a.to(h.dtype), h)
