@@ -246,18 +246,54 @@ def test_v2_mixer_is_the_papers(size, knobs):
     assert torch.allclose(mixer(x), expected, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("impl", ["auto", "fft"])
 @pytest.mark.parametrize("kind", ["attention", "mixed"])
-def test_attention_is_the_papers(kind):
-    model = SPANetV2("test", mixers=("spam", "spam", kind, kind))
+def test_attention_is_the_papers(kind, impl):
+    model = SPANetV2("test", mixers=("spam", "spam", kind, kind), spectral_impl=impl)
     mixer = randomised(model.stages[2].blocks[0].mixer)
     x = features(64, (5, 7))
     assert torch.allclose(mixer(x), mixers.attention(x, mixer), atol=1e-10, rtol=1e-10)
 
 
-def test_folded_star_relu_is_the_equation():
-    mlp = randomised(SPANetV2("test").stages[0].blocks[0].mlp)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("impl", ["auto", "fft"])
+def test_star_relu_folded_or_not_is_the_equation(impl, training):
+    mlp = randomised(SPANetV2("test", spectral_impl=impl).stages[0].blocks[0].mlp).train(training)
     x = features(16, (4, 5))
     assert torch.allclose(mlp(x), mixers.star_relu_mlp(x, mlp), atol=1e-10, rtol=1e-10)
+    with torch.no_grad():
+        assert torch.allclose(mlp(x), mixers.star_relu_mlp(x, mlp), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 47)])
+@pytest.mark.parametrize(
+    ("cls", "knobs"),
+    [
+        (SPANet, {}),
+        (SPANet, {"aggregation": "add", "branch_scale": "layer"}),
+        (SPANet, {"spf": False}),
+        (SPANetV2, {}),
+        (SPANetV2, {"head_layout": "concatenated", "srf_gate": "scaled_sigmoid"}),
+        (SPANetV2, {"srf": False, "branch_scale": "none"}),
+        (SPANetV2, {"mixers": ("spam", "spam", "mixed", "attention"), "kernel_sizes": (7, 3)}),
+    ],
+    ids=str,
+)
+def test_the_fast_network_has_the_literal_ones_outputs_and_gradients(cls, knobs, size):
+    """In training, so that whatever is recomputed in the backward pass takes part."""
+    torch.manual_seed(0)
+    fast = cls("test", num_classes=3, **knobs)
+    slow = cls("test", num_classes=3, spectral_impl="fft", **knobs)
+    slow.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 3, *size)
+    results = []
+    for model in (fast, slow):
+        image = x.clone().requires_grad_()
+        y = model.double().train()(image.double())
+        y.square().sum().backward()
+        results.append([y, image.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() <= 1e-9 * b.norm() + 1e-12
 
 
 # The ablation knobs.
@@ -348,26 +384,59 @@ def test_too_small_an_image_is_one_clear_error():
 
 
 COMPILE = """
-import torch, warnings
+import torch
+from torch._dynamo.utils import counters
 from spanet_lightning import SPANet, SPANetV2
+hybrid = ("spam", "spam", "mixed", "attention")
 for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
-              SPANetV2("test", num_classes=3, mixers=("spam", "spam", "mixed", "attention"))):
-    torch._dynamo.reset()
-    compiled = torch.compile(model.train(), fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-    graphs = [m.graph for m in torch.export.export(model.eval(), (x,)).graph_module.modules()
-              if hasattr(m, "graph")]
-    nodes = [n for graph in graphs for n in graph.nodes]
-    assert not [n for n in nodes if "fft" in str(n.target)], "FFT operators in the exported graph"
+              SPANetV2("test", num_classes=3, mixers=hybrid)):
+    for training in (True, False):
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(model.train(training), fullgraph=True, backend="aot_eager")
+        for batch in (2, 3, 5, 4):
+            x = torch.randn(batch, 3, 64, 64)
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+            with torch.set_grad_enabled(training):
+                y = compiled(x)
+                torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
+            if training:
+                y.square().sum().backward()
+        graphs = counters["stats"]["unique_graphs"]
+        assert graphs == 1, f"{graphs} graphs for four sizes of batch"
+        x = torch.randn(2, 3, 50, 72)  # another height and width: recompiled, not broken
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 print("compiled")
 """
 
+EXPORT = """
+import torch
+from spanet_lightning import SPANet, SPANetV2
+hybrid = ("spam", "spam", "mixed", "attention")
+for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
+              SPANetV2("test", num_classes=3, mixers=hybrid)):
+    for size in (64, 224):  # 224: a stage of 56 px, where "auto" otherwise takes the FFT
+        model.eval()
+        exported = torch.export.export(
+            model,
+            (torch.randn(2, 3, size, size),),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        graphs = [m.graph for m in exported.graph_module.modules() if hasattr(m, "graph")]
+        nodes = [n for graph in graphs for n in graph.nodes]
+        assert not [n for n in nodes if "fft" in str(n.target)], "FFT operators in the graph"
+        for batch in (1, 2, 7):
+            x = torch.randn(batch, 3, size, size)
+            torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
+print("exported")
+"""
 
-def test_compile_has_no_graph_break_and_export_no_fft():
+
+@pytest.mark.parametrize(("code", "word"), [(COMPILE, "compiled"), (EXPORT, "exported")])
+def test_compile_has_no_graph_break_and_export_no_fft_for_any_batch(code, word):
     """In a process of its own: the shape checks of this test run are not part of the models."""
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
-    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == word, done.stderr[-2000:]
 
 
 def test_import_needs_neither_lightning_nor_mlflow_nor_optuna():
