@@ -404,8 +404,6 @@ for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
                 y.square().sum().backward()
         graphs = counters["stats"]["unique_graphs"]
         assert graphs == 1, f"{graphs} graphs for four sizes of batch"
-        x = torch.randn(2, 3, 50, 72)  # another height and width: recompiled, not broken
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 print("compiled")
 """
 
