@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import seed_everything
 from lightning.fabric.utilities.data import has_len
+from lightning.pytorch.plugins.precision import HalfPrecision, Precision
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 from torch.utils.data import IterableDataset, get_worker_info
 from torchvision import transforms
 
@@ -137,7 +140,7 @@ def test_evaluation_resizes_the_shorter_side_and_crops_the_centre(root: Path) ->
 def test_a_grey_image_is_normalised_by_channel(root: Path) -> None:
     data = module(root, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.4))
     data.setup("validate")
-    images, _ = next(iter(data.val_dataloader()))
+    images, _ = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     grey = torch.zeros(3)  # the first image of the first class is black
     expected = (grey - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.4])
     torch.testing.assert_close(images[0, :, 16, 16], expected)
@@ -145,7 +148,8 @@ def test_a_grey_image_is_normalised_by_channel(root: Path) -> None:
 
 def test_defaults_are_the_published_augmentation() -> None:
     data = ImageClassificationDataModule("root")
-    crop, flip, policy, _tensor, _normalise, erase = data.train_transform.transforms
+    crop, flip, policy, _tensor = data.train_transform.transforms
+    erase = data.erasing
     assert crop.scale == (0.08, 1.0)
     assert crop.ratio == (3 / 4, 4 / 3)
     assert {mode.name for mode in crop.interpolation} == {"BILINEAR", "BICUBIC"}
@@ -154,6 +158,82 @@ def test_defaults_are_the_published_augmentation() -> None:
     assert len(policy.ops) == 15
     assert {(op.prob, op.magnitude, op.magnitude_std) for op in policy.ops} == {(0.5, 9, 0.5)}
     assert (erase.probability, erase.mode, erase.max_count) == (0.25, "pixel", 1)
+
+
+def noise(root: Path, count: int = 4, size: tuple[int, int] = (50, 44)) -> Path:
+    """Write images of noise, which any wrong place, channel or scale changes."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in CLASSES:
+            for i in range(count):
+                path = root / "noise" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return root / "noise"
+
+
+def stage(data: ImageClassificationDataModule, *, training: bool, precision: Any = None) -> None:
+    """Attach what the data module asks of a trainer."""
+    names = {"training": training, "current_epoch": 0, "precision_plugin": precision or Precision()}
+    data.trainer = type("Trainer", (), names)()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_step_gets_what_timm_normalises_image_by_image(tmp_path: Path, split: str) -> None:
+    """Workers send uint8 and the hook normalises whole batches: the numbers stay the same."""
+    scales: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.4)}
+    data = module(noise(tmp_path), **scales, re_prob=0.0, train_interpolation="bicubic")
+    data.setup("fit")
+    stage(data, training=split == "train")
+    whole = create_transform(
+        *(32, split == "train"),
+        **{**scales, "interpolation": "bicubic", "crop_pct": 0.9, "color_jitter": 0.4},
+        **({"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0} if split == "train" else {}),
+    )
+    loader = data.train_dataloader() if split == "train" else data.val_dataloader()
+    dataset: Any = loader.dataset
+    order = list(loader.sampler)
+    seed_everything(0, verbose=False)
+    stored, labels = next(iter(loader))
+    assert stored.dtype == torch.uint8
+    dataset.transform = whole
+    seed_everything(0, verbose=False)
+    expected = [dataset[i] for i in order[:4]]
+    images, same = data.on_after_batch_transfer((stored, labels), 0)
+    torch.testing.assert_close(
+        images, torch.stack([image for image, _ in expected]), rtol=0, atol=5e-6
+    )
+    assert images.is_contiguous()
+    assert labels.dtype == torch.int64
+    assert same.tolist() == [label for _, label in expected]
+
+
+def test_random_erasing_is_of_training_alone(tmp_path: Path) -> None:
+    data = module(noise(tmp_path), re_prob=1.0)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    plain = data.normalize(batch[0])
+    erased = []
+    for seed in (0, 0, 1):
+        stage(data, training=True)
+        seed_everything(seed, verbose=False)
+        erased.append(data.on_after_batch_transfer(batch, 0)[0])
+    changed = (erased[0] != plain).any(dim=1)
+    assert changed.any(dim=(1, 2)).all()
+    assert 0.02 <= changed.float().mean() <= 0.4  # of a box's area
+    assert torch.equal(erased[0], erased[1])  # the seed decides
+    assert not torch.equal(erased[0], erased[2])
+    stage(data, training=False)
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], plain)
+
+
+def test_a_run_in_half_precision_gets_its_images_in_it(root: Path) -> None:
+    """Lightning converts floats before the hook, where there were none."""
+    data = module(root)
+    data.setup("validate")
+    stage(data, training=False, precision=HalfPrecision("bf16-true"))
+    images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    assert (images.dtype, labels.dtype) == (torch.bfloat16, torch.int64)
 
 
 def test_strongest_posterization_is_black() -> None:
