@@ -192,6 +192,8 @@ def test_a_function_of_the_users_gives_a_model(monkeypatch):
         (["models", "--layout", "nhwc"], "--layout: got 'nhwc'"),
         (["models", "--compile", "max"], "--compile: got 'max'"),
         (["models", "--freeze"], "needs --compile"),
+        (["models", "--dynamic"], "needs --compile"),
+        (["models", "--against-eager"], "needs --against and --compile"),
         (["models", "--device", "gpu"], "--device: got 'gpu'"),
         (["models", "--device", "cuda:99"], "a device that torch finds"),
         (["models", "--rounds", "0"], "--rounds: got 0, expected at least 1"),

@@ -1,7 +1,8 @@
 """Both filters as the official code computes them, for comparison: `spectral_impl: fft`.
 
 Full complex spectra with shifts for the SPF, one real FFT a head in a loop for the SRF. The same
-functions as in `spectral`, slower; benchmarks measure the others against them.
+functions as in `spectral`, slower; benchmarks measure the others against them. What is around the
+filters is as literal: `Literal…` in `layers` and `spanetv2`, and the memory layout of `Backbone`.
 """
 
 from __future__ import annotations

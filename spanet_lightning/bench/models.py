@@ -7,7 +7,7 @@ includes the loss's scaling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -40,6 +40,8 @@ def measure_models(
     settings: Settings,
     ceiling: Ceiling,
     say: Say,
+    *,
+    others_eager: bool = False,
 ) -> tuple[list[Row], list[Row]]:
     """Measure models in alternation.
 
@@ -50,6 +52,7 @@ def measure_models(
         settings: How.
         ceiling: The machine's rates.
         say: Is told how far it is.
+        others_eager: Compile `subjects` alone, not what they are compared with.
 
     Returns:
         The `results` and `ratios` of the JSON document.
@@ -62,7 +65,8 @@ def measure_models(
     results, ratios = [], []
     for mode in (mode for mode in MODES if mode in modes):
         with settings.compiling(frozen=mode == "eval"):
-            seconds, memories, graphs = _measure(models, mode, settings, say)
+            eager = set(models) - set(subjects) if others_eager else set()
+            seconds, memories, graphs = _measure(models, mode, settings, say, eager)
         for subject, cost in costs.items():
             row = _row(subject, mode, seconds[subject], cost, settings, ceiling)
             found = memories[subject]
@@ -119,7 +123,11 @@ def train_call(
 
 
 def _measure(
-    models: Mapping[Subject, nn.Module], mode: str, settings: Settings, say: Say
+    models: Mapping[Subject, nn.Module],
+    mode: str,
+    settings: Settings,
+    say: Say,
+    eager: Collection[Subject],
 ) -> tuple[
     dict[Subject, list[float]], dict[Subject, Memory | None], dict[Subject, dict[str, int] | None]
 ]:
@@ -132,7 +140,7 @@ def _measure(
     for subject, model in models.items():
         model.train(mode == "train")
         optimizer = AdamW(model.parameters(), lr=1e-5, fused=True) if mode == "train" else None
-        runnable = settings.compiled(model)
+        runnable = model if subject in eager else settings.compiled(model)
         call: Callable[[], Any] = (
             eval_call(runnable, images, settings)
             if optimizer is None

@@ -2,7 +2,7 @@
 
   models      whole models: evaluation and training step, time and memory, beside others
   ops         the token mixers alone, at each stage's shape, beside their floor
-  data        our loader beside timm's, on the same folder
+  data        our loaders beside timm's and torchvision's, on the same files
   resolution  time of an image from 112 to 896 px, beside the predicted growth
 
 Models go by timm's name: 'spanet_s', 'timm:convnext_tiny'; 'spanet_s:fft' is one of ours with that
@@ -29,7 +29,7 @@ from spanet_lightning.bench.models import MODES, measure_models
 from spanet_lightning.bench.report import Document
 from spanet_lightning.bench.settings import Settings
 from spanet_lightning.bench.subjects import DEFAULTS, IMPLS, parse, parse_against, parse_ours
-from spanet_lightning.errors import invalid, invalid_choice
+from spanet_lightning.errors import ConfigError, invalid, invalid_choice
 
 EXPERIMENT = "spanet-bench"
 _AGAINST = "models, and any of " + ", ".join(IMPLS) + ": the same model with that spectral_impl"
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = add("models", "evaluation and training step of whole models", _models)
     _add_models(models)
     models.add_argument("--against", default="", metavar="A,B", help=_AGAINST)
+    text = "compile the models alone, not what they are compared with"
+    models.add_argument("--against-eager", action="store_true", help=text)
     models.add_argument("--mode", default="both", metavar="|".join((*MODES, "both")))
     _add_settings(models)
 
@@ -65,18 +67,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_settings(ops)
 
-    data = add("data", "our loader beside timm's, on the same folder", _data)
+    data = add("data", "our loaders beside timm's and torchvision's, on the same files", _data)
     data.add_argument(
         "root",
         nargs="?",
         metavar="ROOT",
-        help="folder with train and val, each with a folder for each class "
-        "(default: made-up JPEG files of ImageNet's usual size)",
+        help="folder with train and val, each with a folder for each class; or with train2017, "
+        "val2017 and annotations (default: made-up JPEG files of the usual size)",
     )
+    data.add_argument(
+        "--layout",
+        metavar="folders|coco",
+        help="of ROOT, or of what is made up (default: coco where ROOT has a folder annotations)",
+    )
+    data.add_argument("--masks", action="store_true", help="draw COCO's instance masks as well")
     data.add_argument("--images", type=int, default=256, help="made-up images (default: 256)")
     data.add_argument("--workers", default="0,2", metavar="A,B", help="processes (default: 0,2)")
-    data.add_argument("--batch", type=int, default=32, help="images in a batch (default: 32)")
-    data.add_argument("--size", type=int, default=224, help="pixels of a side (default: 224)")
+    data.add_argument("--batch", type=int, help="images in a batch (default: 32; of COCO 2)")
+    text = "pixels of a side (default: 224), of COCO the shorter side's limit (default: 800)"
+    data.add_argument("--size", type=int, help=text)
     data.add_argument("--rounds", type=int, default=5, help="measurements of each (default: 5)")
     data.add_argument("--mode", default="both", metavar="|".join((*MODES, "both")))
 
@@ -113,11 +122,15 @@ def _models(args: argparse.Namespace) -> Document:
     subjects = [parse(name) for name in args.models]
     pairs = parse_against(args.against, subjects)
     settings, modes = _settings(args), _modes(args.mode)
+    if args.against_eager and (not pairs or settings.compile == "none"):
+        raise ConfigError("--against-eager: needs --against and --compile default or max-autotune")
     with settings.applied():
         where = machine(settings.torch_device)
         _say("ceiling")
         ceiling = measure_ceiling(settings)
-        results, ratios = measure_models(subjects, pairs, modes, settings, ceiling, _say)
+        results, ratios = measure_models(
+            subjects, pairs, modes, settings, ceiling, _say, others_eager=args.against_eager
+        )
     command = _command(args)
     return report.document(
         "models", command, settings, results, ratios, machine=where, ceiling=ceiling
@@ -148,13 +161,21 @@ def _ops(args: argparse.Namespace) -> Document:
 
 def _data(args: argparse.Namespace) -> Document:
     # Lightning takes seconds to import, and only the data modules need it.
-    from spanet_lightning.bench.loaders import LoaderSettings, measure_loaders
-    from spanet_lightning.bench.photos import make_photos
+    from spanet_lightning.bench.coco_loaders import coco_loaders
+    from spanet_lightning.bench.loaders import LoaderSettings, folder_loaders, measure_loaders
+    from spanet_lightning.bench.photos import make_coco, make_photos
 
     modes = _modes(args.mode)
+    layout = args.layout
+    if layout is None:
+        found = args.root is not None and (Path(args.root) / "annotations").is_dir()
+        layout = "coco" if found else "folders"
+    coco = layout == "coco"
     settings = LoaderSettings(
-        batch=args.batch,
-        size=args.size,
+        layout=layout,
+        masks=args.masks,
+        batch=args.batch if args.batch is not None else 2 if coco else 32,
+        size=args.size if args.size is not None else 800 if coco else 224,
         workers=tuple(_integers("--workers", args.workers)),
         rounds=args.rounds,
     )
@@ -165,8 +186,9 @@ def _data(args: argparse.Namespace) -> Document:
             if args.images < 4:
                 raise invalid("--images", args.images, "at least 4, one for each class")
             _say(f"making {2 * args.images} images")
-            make_photos(root, args.images)
-        results, ratios = measure_loaders(root, modes, settings, _say)
+            (make_coco if coco else make_photos)(root, args.images)
+        loaders = coco_loaders if coco else folder_loaders
+        results, ratios = measure_loaders(loaders, root, modes, settings, _say)
     return report.document("data", _command(args), settings, results, ratios, machine=where)
 
 
@@ -266,7 +288,8 @@ def _command(args: argparse.Namespace) -> list[str]:
         if key in ("models", "root"):
             words += value if isinstance(value, list) else [value]
         else:
-            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+            option = f"--{key.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
     return words
 
 
