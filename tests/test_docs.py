@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -33,3 +34,18 @@ def test_every_local_link_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links {target}"
+
+
+RECORDS = sorted((ROOT / "docs" / "results" / "performance").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_speed_ups_in_the_docs_are_those_of_the_records(path):
+    record = json.loads(path.read_text())
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert record["command"] in text
+    if record["benchmark"] == "models":
+        for found in record["ratios"]:
+            s = found["speedup"]
+            shown = f"{s['median']:.2f} ({s['q1']:.2f}–{s['q3']:.2f})"
+            assert shown in text, (found["subject"], found["against"], found["mode"])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from spanet_lightning.backbones import spectral
+from spanet_lightning.backbones import spectral, spectral_literal
 from tests.reference import filters
 
 SIZES = [(1, 1), (2, 2), (7, 7), (8, 8), (14, 14), (9, 6), (6, 9), (5, 16), (3, 1)]
@@ -154,7 +154,11 @@ def test_bfloat16_autocast_is_no_worse_than_through_the_fft(kind, margin):
             got = spectral.spf_conv1x1(half, weight, bias, 2, gates, impl)
             assert got.dtype == torch.bfloat16
             error[impl] = (got.double() - truth).norm() / truth.norm()
+        biases = (bias / len(gates)).expand(len(gates), -1)
+        got = spectral_literal.spf_context(half, weight, biases, 2, gates)
+        error["literal"] = (got.double() - truth).norm() / truth.norm()
     assert error["real"] <= margin * error["rfft"]
+    assert error["real"] <= error["literal"], error  # the official code rounds once a gate
 
 
 def test_bases_made_in_inference_mode_serve_training_later():

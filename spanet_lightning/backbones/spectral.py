@@ -46,8 +46,8 @@ SpectralImpl = Literal["auto", "fft", "rfft", "real"]
 """How a spectral operator is computed; the function is the same.
 
 "real": products with real bases. "rfft": one real FFT over all channels. "auto": the faster of the
-two. "fft": the whole network as the official code computes it (`spectral_literal` holds its filters),
-to measure the others against.
+two. "fft": the whole network as the official code computes it, with the filters of
+`spectral_literal`, to measure the others against.
 """
 
 P = ParamSpec("P")
@@ -274,8 +274,8 @@ def spf_conv1x1(
         bias: Its bias.
         radius: Radius of the SPF, in cycles per side.
         gates: The weights of the channels of `x`, in their order.
-        impl: See `SpectralImpl`; "fft" is here the same as "rfft" (`spectral_literal.spf_context` is
-            the literal one).
+        impl: See `SpectralImpl`; "fft" is here the same as "rfft", the literal one being
+            `spectral_literal.spf_context`.
     """
     batch, channels, height, width = x.shape
     if spf_uses_fft(impl, height, width, radius):
