@@ -21,12 +21,14 @@ from torch.optim import AdamW
 
 from spanet_lightning import SPANet, SPANetV2, app, tracking
 from spanet_lightning.bench import growth, memory, photos, report, tables
+from spanet_lightning.bench.coco_loaders import coco_loaders
 from spanet_lightning.bench.growth import Point, fit, predicted_terms
-from spanet_lightning.bench.loaders import seconds_per_image
+from spanet_lightning.bench.loaders import LoaderSettings, seconds_per_image
 from spanet_lightning.bench.models import eval_call, ratio, train_call
 from spanet_lightning.bench.settings import Settings
 from spanet_lightning.bench.subjects import IMPLS, Subject, build_all, parse, parse_against
 from spanet_lightning.bench.timing import alternate, speedups, spread, timed
+from spanet_lightning.data import CocoDataModule
 from tests.helpers import images, refused
 
 CPU = torch.device("cpu")
@@ -206,6 +208,9 @@ def test_a_function_of_the_users_gives_a_model(monkeypatch):
         (["data", "missing"], "root: found nothing at missing"),
         (["data", "--workers", "two"], "--workers: got 'two'"),
         (["data", "--images", "2"], "--images: got 2"),
+        (["data", "--layout", "cocoo"], "did you mean 'coco'?"),
+        (["data", "--masks"], "--masks: got True, expected COCO's layout"),
+        (["data", "missing", "--layout", "coco"], "root: found no folder at missing"),
         (["resolution", "--sizes", "16"], "--sizes: got 16"),
         (["resolution", "--plot", "missing/plot"], "there is no folder missing"),
         ([], "required: BENCHMARK"),
@@ -261,7 +266,29 @@ def test_predicted_growth_follows_the_operators(model, impl, expected):
 def test_the_clock_starts_after_the_first_batches():
     batches = [(torch.zeros(4, 1), None)] * 5
     ticks = iter([10.0, 16.0])
-    assert seconds_per_image(batches, 2, lambda: next(ticks)) == 6.0 / 12
+    assert seconds_per_image(batches, 2, clock=lambda: next(ticks)) == 6.0 / 12
+
+
+def test_a_batch_that_was_read_ahead_is_not_counted():
+    """The prefetcher of timm reads the next batch before it hands one out."""
+    now = 0.0
+
+    def read():
+        nonlocal now
+        for _ in range(6):
+            now += 1.0
+            yield (torch.zeros(4, 1), None)
+
+    def prefetched():
+        held = None
+        for batch in read():
+            if held is not None:
+                yield held
+            held = batch
+        yield held
+
+    plain = seconds_per_image(read(), 2, clock=lambda: now)
+    assert seconds_per_image(prefetched(), 2, ahead=1, clock=lambda: now) == plain == 1 / 4
 
 
 def test_made_up_photographs_weigh_what_imagenet_s_do():
@@ -270,6 +297,42 @@ def test_made_up_photographs_weigh_what_imagenet_s_do():
     assert len(files) == len(list(Path("val").rglob("*.jpg"))) == 8
     assert {file.parent.name for file in files} == {f"class_{i}" for i in range(4)}
     assert 60e3 < np.mean([file.stat().st_size for file in files]) < 180e3
+
+
+def test_made_up_coco_is_without_fault_and_weighs_what_coco_does():
+    photos.make_coco(Path(), 6)
+    data = CocoDataModule(".", masks=True, num_workers=0)
+    data.setup("fit")
+    sizes = [file.stat().st_size for file in Path("train2017").iterdir()]
+    assert 120e3 < np.mean(sizes) < 250e3
+    batch = next(iter(data.val_dataloader()))
+    target = batch.targets[0]
+    assert batch.original_sizes == [(480, 640)]
+    assert len(target["boxes"]) == 7
+    filled = target["masks"].sum(dim=(1, 2))  # each an ellipse of its box
+    torch.testing.assert_close(filled.float(), target["area"], rtol=0.1, atol=20)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_torchvisions_coco_loader_does_what_ours_does(mode):
+    """A loader that does less would be faster."""
+    photos.make_coco(Path(), 4)
+    # 96 px of 480: sides come out whole, so that both round them alike
+    settings = LoaderSettings(layout="coco", batch=4, size=96)
+    both = coco_loaders(Path(), mode, 0, settings)
+    torch.manual_seed(0)
+    ours, theirs = (next(iter(both[name].batches())) for name in ("ours", "torchvision"))
+    images, targets = theirs
+    assert ours.images.shape == images.shape
+    found = {target["image_id"]: i for i, target in enumerate(targets)}
+    for i, target in enumerate(ours.targets):
+        j = found[target["image_id"]]
+        assert target["labels"].tolist() == targets[j]["labels"].tolist()
+        # either may have flipped its image, the boxes with it: then neither changes sums
+        a, b = ours.images[i].sum(), images[j].sum()
+        torch.testing.assert_close(a, b, rtol=0, atol=60.0)
+        if mode == "eval":
+            torch.testing.assert_close(ours.images[i], images[j], rtol=0, atol=0.02)
 
 
 # The command ----------------------------------------------------------------------------------
@@ -334,6 +397,25 @@ def test_data_measures_our_loader_beside_timms():
     )
     assert all(row["images_per_second"] == 1 / row["seconds"][0] for row in found["results"])
     assert {row["subject"] for row in found["ratios"]} == {"ours"}
+
+
+# pycocotools 2.0.11 on numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_data_measures_our_coco_loader_beside_torchvisions(capsys):
+    args = ["--layout=coco", "--images=4", "--batch=1", "--size=64", "--workers=0", "--rounds=1"]
+    found = run("data", *args, "--masks")
+    assert {(row["subject"], row["mode"]) for row in found["results"]} == set(
+        itertools.product(("ours", "torchvision"), ("train, 0 workers", "eval, 0 workers"))
+    )
+    assert found["settings"]["masks"]
+    assert "--layout coco" in found["command"]
+    assert "index" not in capsys.readouterr().out  # pycocotools' own words
+
+
+def test_data_in_cocos_layout_is_recognized():
+    photos.make_coco(Path(), 4)
+    found = run("data", ".", "--size=64", "--batch=1", "--workers=0", "--rounds=1", "--mode=eval")
+    assert found["settings"]["layout"] == "coco"
 
 
 def test_resolution_writes_measurements_fit_and_plot():

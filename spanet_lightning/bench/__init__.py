@@ -32,7 +32,7 @@ What the benchmarks add to an entry of `results`:
 - ops: `kind`, `stage`, `shape` (B, C, H, W), `impl`, `ms`, `macs` (a call), `floor_ms` (`products`
   and `copy`: the time of the MACs, and of reading the input and writing the output once, at the
   measured ceilings; forward alone).
-- data: `images_per_second`.
+- data: `images_per_second`; `seconds` end with normalised batches, as a training step gets them.
 - resolution: `size` (pixels of a side), `pixels`, `batch`, `ms_per_image`. The document also has
   `fits`, one for each subject: `terms` (name → seconds), `shares` (name → share
   at the largest size), `largest_error`, `held_out_error` (relative; see `growth`).

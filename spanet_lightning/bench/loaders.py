@@ -1,18 +1,20 @@
-"""Loading: images a second of our ImageFolder pipeline beside timm's own, on the same folder.
+"""Loading: images a second of our pipelines beside timm's and torchvision's own, on the same files.
 
-Both read, augment (the published recipe), and normalise with the same settings; timm's loader runs
-as `create_loader` builds it, once with its prefetcher, which normalises whole batches, and once
-without. Every round seeds both alike.
+What is measured is what a training step gets: images read, augmented, normalised, and in a batch.
+Of a folder for each class (here) all read and augment by the published recipe; timm's loader runs
+as `create_loader` builds it, once with its prefetcher, which normalises whole batches as our data
+module's hook does, and once without. Of data in COCO's layout see `coco_loaders`. Every round seeds
+all alike.
 
-The clock starts when each worker has delivered its first batch (without workers: at the first), so
-that neither the start of processes nor what they prepared meanwhile counts.
+The clock starts when each worker has delivered its first batch and one more has come, so that
+neither the start of processes nor what they prepared meanwhile counts.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,27 @@ from spanet_lightning.bench.models import Row, ratio
 from spanet_lightning.bench.timing import Say, Turn, alternate, spread
 from spanet_lightning.data import ImageClassificationDataModule
 from spanet_lightning.data.posterize import repair_posterize
-from spanet_lightning.errors import ConfigError, invalid
+from spanet_lightning.errors import ConfigError, invalid, invalid_choice
 
 SPLITS = {"train": "train", "eval": "val"}
+LAYOUTS = ("folders", "coco")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """One subject of a comparison.
+
+    Attributes:
+        batches: Starts an epoch: batches whose first entry has one image an element.
+        ahead: Batches that it has read already when it hands one out.
+    """
+
+    batches: Callable[[], Iterable[Any]]
+    ahead: int = 0
+
+
+Loaders = Callable[[Path, str, int, "LoaderSettings"], dict[str, Loader]]
+"""Builds the loaders of a folder, a mode and a number of workers, ours first, by name."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +56,11 @@ class LoaderSettings:
     """What all loaders of a comparison have in common.
 
     Args:
+        layout: "folders" or "coco".
+        masks: Whether COCO's instance masks are drawn as well.
         batch: Images in a batch.
-        size: Side of the images that come out, in pixels.
+        size: Side of the images that come out, in pixels; in COCO's layout the limit of the
+            shorter side.
         workers: Numbers of worker processes to measure; 0 loads in this process.
         rounds: How often each loader is measured.
         seed: Of every round's order and augmentation.
@@ -46,6 +69,8 @@ class LoaderSettings:
         ConfigError: If a value is not accepted.
     """
 
+    layout: str = "folders"
+    masks: bool = False
     batch: int = 32
     size: int = 224
     workers: tuple[int, ...] = (0, 2)
@@ -53,6 +78,10 @@ class LoaderSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise invalid_choice("--layout", self.layout, LAYOUTS)
+        if self.masks and self.layout != "coco":
+            raise invalid("--masks", self.masks, "COCO's layout, which alone has masks")
         for key, number, least in (
             ("--batch", self.batch, 1),
             ("--size", self.size, 32),
@@ -64,12 +93,13 @@ class LoaderSettings:
 
 
 def measure_loaders(
-    root: Path, modes: Sequence[str], settings: LoaderSettings, say: Say
+    loaders: Loaders, root: Path, modes: Sequence[str], settings: LoaderSettings, say: Say
 ) -> tuple[list[Row], list[Row]]:
     """Measure loaders in alternation.
 
     Args:
-        root: Folder with `train` and `val`, each with a folder for each class.
+        loaders: Which.
+        root: Folder of the data.
         modes: "train" (augmented), "eval" or both.
         settings: How.
         say: Is told how far it is.
@@ -85,14 +115,10 @@ def measure_loaders(
     for mode in modes:
         for workers in settings.workers:
             name = f"{mode}, {workers} worker{'' if workers == 1 else 's'}"
-            loaders = {
-                "ours": _ours(root, mode, workers, settings),
-                "timm": _timm(root, mode, workers, settings, prefetcher=False),
-                "timm with prefetcher": _timm(root, mode, workers, settings, prefetcher=True),
-            }
-            skipped = max(1, workers)
+            skipped = max(1, workers) + 1
             turns = {
-                subject: _turn(loader, skipped, settings) for subject, loader in loaders.items()
+                subject: _turn(loader, skipped, settings)
+                for subject, loader in loaders(root, mode, workers, settings).items()
             }
             say(f"{name}: warm-up")
             for turn in turns.values():
@@ -108,57 +134,90 @@ def measure_loaders(
                         "images_per_second": 1 / spread(values).median,
                     }
                 )
-            ratios += [
-                ratio("ours", other, name, seconds["ours"], seconds[other])
-                for other in seconds
-                if other != "ours"
-            ]
+            ours, *others = seconds
+            ratios += [ratio(ours, it, name, seconds[ours], seconds[it]) for it in others]
     return results, ratios
 
 
 def seconds_per_image(
-    loader: Iterable[Any], skipped: int, clock: Callable[[], float] = time.perf_counter
+    batches: Iterable[Any],
+    skipped: int,
+    ahead: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Read a loader to its end.
+    """Read batches to their end.
 
     Args:
-        loader: Gives batches of (images, labels).
-        skipped: Batches that come before the clock starts.
+        batches: What to read: the first entry of each batch has one image an element.
+        skipped: Batches that are read before the clock starts.
+        ahead: How many of those have been read, but not handed out: a loader that prefetches would
+            else begin with a batch that cost it nothing.
         clock: Tells the time, in seconds.
 
     Raises:
         ConfigError: If nothing is left to measure.
     """
-    images, start, batches = 0, 0.0, 0
-    for batches, (pixels, _labels) in enumerate(loader, 1):
-        if batches == skipped:
+    images, start, number = 0, 0.0, 0
+    for number, batch in enumerate(batches, 1):
+        if number == skipped - ahead:
             start = clock()
-        elif batches > skipped:
-            images += len(pixels)
+        if number > skipped:
+            images += len(batch[0])
     if images == 0:
         raise ConfigError(
-            f"--batch: found {batches} full batches, expected more than {skipped}; give a smaller "
+            f"--batch: found {number} full batches, expected more than {skipped}; give a smaller "
             "one, or more images"
         )
     return (clock() - start) / images
 
 
-def _turn(loader: Iterable[Any], skipped: int, settings: LoaderSettings) -> Turn:
+def _turn(loader: Loader, skipped: int, settings: LoaderSettings) -> Turn:
     def turn() -> float:
         random.seed(settings.seed)
         np.random.seed(settings.seed)  # noqa: NPY002 - timm's augmentation draws from it
         torch.manual_seed(settings.seed)
-        return seconds_per_image(loader, skipped)
+        return seconds_per_image(loader.batches(), skipped, loader.ahead)
 
     return turn
 
 
-def _ours(root: Path, mode: str, workers: int, settings: LoaderSettings) -> Iterable[Any]:
+def folder_loaders(
+    root: Path, mode: str, workers: int, settings: LoaderSettings
+) -> dict[str, Loader]:
+    """Return our loader and timm's two of a folder with `train` and `val`, a folder for each class.
+
+    Args:
+        root: The folder.
+        mode: "train" or "eval".
+        workers: Processes that load.
+        settings: How.
+
+    Raises:
+        DataError: If the folder is not as it has to be.
+    """
+    ours = _ours(root, mode, workers, settings)  # first, as its errors tell what is wrong
+    theirs = [_timm(root, mode, workers, settings, prefetcher=on) for on in (False, True)]
+    return {
+        "ours": ours,
+        "timm": Loader(lambda: theirs[0]),
+        # It hands out a batch when it has the next one.
+        "timm with prefetcher": Loader(lambda: theirs[1], ahead=1),
+    }
+
+
+def _ours(root: Path, mode: str, workers: int, settings: LoaderSettings) -> Loader:
     module = ImageClassificationDataModule(
         str(root), image_size=settings.size, batch_size=settings.batch, num_workers=workers
     )
     module.setup("fit")
-    return module.train_dataloader() if mode == "train" else module.val_dataloader()
+    training = mode == "train"
+    loader = module.train_dataloader() if training else module.val_dataloader()
+
+    def batches() -> Iterator[Any]:
+        for images, labels in loader:
+            yield module.normalize(images, erase=training), labels  # as the hook
+
+    return Loader(batches)
 
 
 def _timm(

@@ -152,7 +152,8 @@ def apply(
         ),
     }
     if "masks" in target:
-        given["masks"] = tv_tensors.Mask(target["masks"].to(torch.uint8))
+        # The same bytes, as resizing takes no bool: masks outweigh their image many times.
+        given["masks"] = tv_tensors.Mask(target["masks"].view(torch.uint8))
     moved = transform(given)
     out = moved["image"].as_subclass(Tensor)
     h, w = out.shape[-2:]
@@ -168,5 +169,6 @@ def apply(
         image_id=target["image_id"],
     )
     if "masks" in moved:
-        result["masks"] = moved["masks"].as_subclass(Tensor)[kept].bool()
+        masks = moved["masks"].as_subclass(Tensor).view(torch.bool)
+        result["masks"] = masks if kept.all() else masks[kept]
     return out, result
