@@ -21,7 +21,6 @@ from lightning.pytorch.callbacks import (
 from spanet_lightning import ClassificationTask, SPANet, SPANetV2, __version__, cli
 from spanet_lightning.cli import blame, keys, sources
 from spanet_lightning.cli.check import class_keys
-from spanet_lightning.cli.experiment import NUM_CLASSES
 from spanet_lightning.cli.progress import ImagesPerSecond, PlainProgress, progress_bar
 from spanet_lightning.cli.record import RunRecord, reserve, run_name
 from spanet_lightning.errors import ConfigError
@@ -93,7 +92,9 @@ def test_another_class_takes_the_place_of_the_configured_one():
 def test_the_data_tells_the_number_of_classes(capsys):
     experiment = cli.run(["fit", *DRY])
     assert experiment.model.backbone.num_classes == experiment.datamodule.num_classes == 10
-    assert NUM_CLASSES not in printed(capsys, "fit", *UNTRACKED, "--print_config")
+    shown = printed(capsys, "fit", *UNTRACKED, "--print_config")
+    assert "kernel_sizes" in shown
+    assert "num_classes" not in shown  # linked: a configuration can't contradict the data
 
 
 def test_help_names_every_argument_of_both_backbones(capsys):
