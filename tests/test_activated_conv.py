@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from spanet_lightning import SPANet
+from spanet_lightning import SPANet, SPANetV2
 from spanet_lightning.backbones.activated_conv import GELU, SQUARED_RELU, activated_conv1x1
 from spanet_lightning.backbones.layers import DepthwiseRow
 
@@ -120,3 +120,17 @@ def test_rows_as_images_of_their_own_are_the_depthwise_convolution():
         for a, b in zip(results[True], results[False], strict=True):
             assert torch.allclose(a, b, atol=1e-12)
         x = x.detach()
+
+
+# torch 2.14's own forward mode still scripts its decompositions.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("cls", [SPANet, SPANetV2])
+def test_evaluation_can_be_differentiated_forwards(cls):
+    """Analyses linearise mixers by it; recomputing is for training alone."""
+    torch.manual_seed(0)
+    model = cls("test", num_classes=3).eval().double()
+    x, v = torch.randn(2, 1, 3, 64, 64, dtype=torch.float64)
+    _, slope = torch.func.jvp(model, (x,), (v,))
+    numeric = (model(x + 1e-6 * v) - model(x - 1e-6 * v)) / 2e-6
+    assert (slope - numeric).norm() <= 1e-6 * numeric.norm()
