@@ -29,13 +29,14 @@ STRIDES = (8, 16, 32, 64, 128)
 OCTAVES = 3
 RATIOS = (0.5, 1.0, 2.0)
 ANCHORS = OCTAVES * len(RATIOS)
+PUBLISHED_WIDTH = 256
 PRIOR = 0.01  # what the classifier believes of every anchor before training
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 
 class RetinaNet(DetectionHead):
-    """RetinaNet as SPANet trained it (arXiv:1708.02002; HEADS of the official configuration).
+    """RetinaNet as SPANet trained it (arXiv:1708.02002; the official configuration).
 
     Beside torchvision's: anchors are not rounded, P7 sees P6 without a ReLU, and losses are divided
     by the positive anchors of the whole batch.
@@ -94,7 +95,9 @@ class RetinaNetLayers(DetectionLayers):
         self.config = config
         self.num_classes = num_classes
         width = config.width
-        init = init_normal(0.01)
+        # The published 0.01 at its width of 256. With it a narrow tower's signal would fade to
+        # nothing in four layers, and its weights would not move.
+        init = init_normal(0.01 * math.sqrt(PUBLISHED_WIDTH / width))
         self.neck = FPN(channels[self.first_level :], width, extra="conv")
         self.class_tower = nn.Sequential(*(conv_relu(width, width, init) for _ in range(4)))
         self.box_tower = nn.Sequential(*(conv_relu(width, width, init) for _ in range(4)))
