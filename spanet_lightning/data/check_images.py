@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.images import read_mask
+from spanet_lightning.data.orientation import Meaning, Size, meaning, orientation
 from spanet_lightning.data.segmentation_transforms import IGNORED
 
 _Job = TypeVar("_Job")
@@ -31,7 +33,7 @@ class ImageJob(NamedTuple):
 
     path: Path
     item: str = ""
-    size: tuple[int, int] | None = None
+    size: Size | None = None
 
 
 class MaskJob(NamedTuple):
@@ -48,49 +50,69 @@ class MaskJob(NamedTuple):
     classes: tuple[int, int] | None
 
 
-def image_faults(jobs: list[ImageJob], say: Say) -> Iterator[Fault]:
-    """Yield what is wrong with images."""
-    yield from _each(jobs, _image, say)
+class Opened(NamedTuple):
+    """What a job has found.
+
+    Attributes:
+        faults: What is wrong.
+        meant: How the image is meant; None where that can't be told.
+    """
+
+    faults: list[Fault]
+    meant: Meaning | None = None
 
 
-def mask_faults(jobs: list[MaskJob], say: Say) -> Iterator[Fault]:
-    """Yield what is wrong with images and their masks."""
-    yield from _each(jobs, _pair, say)
+def image_faults(jobs: list[ImageJob], say: Say, meant: Counter[Meaning]) -> Iterator[Fault]:
+    """Yield what is wrong with images; count how they are meant."""
+    yield from _each(jobs, _image, say, meant)
 
 
-def _each(jobs: list[_Job], check: Callable[[_Job], list[Fault]], say: Say) -> Iterator[Fault]:
+def mask_faults(jobs: list[MaskJob], say: Say, meant: Counter[Meaning]) -> Iterator[Fault]:
+    """Yield what is wrong with images and their masks; count how the images are meant."""
+    yield from _each(jobs, _pair, say, meant)
+
+
+def _each(
+    jobs: list[_Job], check: Callable[[_Job], Opened], say: Say, meant: Counter[Meaning]
+) -> Iterator[Fault]:
     # Decoders leave Python's lock, so threads do.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, faults in enumerate(pool.map(check, jobs), 1):
+        for done, opened in enumerate(pool.map(check, jobs), 1):
             say(done, len(jobs))
-            yield from faults
+            if opened.meant is not None:
+                meant[opened.meant] += 1
+            yield from opened.faults
 
 
-def _image(job: ImageJob) -> list[Fault]:
-    size, fault = measured(job.path)
-    if fault is not None:
-        return [fault._replace(item=job.item)]
-    if job.size is not None and size != job.size:
-        detail = f"got {_size(size)}, expected {_size(job.size)} as annotated"
-        return [Fault("size mismatch", str(job.path), job.item, detail)]
-    return []
+def _image(job: ImageJob) -> Opened:
+    found = measured(job.path)
+    if isinstance(found, Fault):
+        return Opened([found._replace(item=job.item)])
+    meant = meaning(found.orientation, found.size, job.size)
+    if meant != "neither":
+        return Opened([], meant)
+    detail = f"got {found}, expected {_size(job.size)} as annotated"
+    return Opened([Fault("size mismatch", str(job.path), job.item, detail)], meant)
 
 
-def _pair(job: MaskJob) -> list[Fault]:
-    size, fault = measured(job.image)
-    faults = [] if fault is None else [fault]
+def _pair(job: MaskJob) -> Opened:
+    image = measured(job.image)
+    faults = [image] if isinstance(image, Fault) else []
     try:
         mask = read_mask(job.mask)
     except UnreadableImageError as error:
         reason = str(error).removeprefix(f"mask {job.mask}: ")
-        return [*faults, Fault("unreadable mask", str(job.mask), "", reason)]
+        return Opened([*faults, Fault("unreadable mask", str(job.mask), "", reason)])
     except SampleError as error:
         reason = str(error).removeprefix(f"mask {job.mask}: ")
-        return [*faults, Fault("mask of colours", str(job.mask), "", reason)]
-    shape = (int(mask.shape[1]), int(mask.shape[0]))
-    if size is not None and size != shape:
-        detail = f"got {_size(shape)}, expected {_size(size)} as its image"
-        faults.append(Fault("size mismatch", str(job.mask), "", detail))
+        return Opened([*faults, Fault("mask of colours", str(job.mask), "", reason)])
+    meant: Meaning | None = None
+    if isinstance(image, Measured):
+        shape = (int(mask.shape[1]), int(mask.shape[0]))
+        meant = meaning(image.orientation, image.size, shape)
+        if meant == "neither":
+            detail = f"got {_size(shape)}, expected {image} as its image"
+            faults.append(Fault("size mismatch", str(job.mask), "", detail))
     if job.classes is not None:
         first, last = job.classes
         wrong = mask[((mask < first) | (mask > last)) & (mask != IGNORED)]
@@ -99,23 +121,39 @@ def _pair(job: MaskJob) -> list[Fault]:
             shown = ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
             detail = f"got {shown} at {len(wrong)} px, expected {first} to {last}, or {IGNORED}"
             faults.append(Fault("value beyond the classes", str(job.mask), "", detail))
-    return faults
+    return Opened(faults, meant)
 
 
-def measured(path: Path) -> tuple[tuple[int, int] | None, Fault | None]:
-    """Return width and height of an image that decodes to its end, or the fault that it has."""
+class Measured(NamedTuple):
+    """An image that decodes to its end.
+
+    Attributes:
+        size: As stored.
+        orientation: How it is turned, 1 to 8 as EXIF counts.
+    """
+
+    size: Size
+    orientation: int
+
+    def __str__(self) -> str:
+        turned = f" (stored turned, EXIF orientation {self.orientation})"
+        return f"{_size(self.size)}{turned if self.orientation > 1 else ''}"
+
+
+def measured(path: Path) -> Measured | Fault:
+    """Decode an image to its end; return what it is, or the fault that it has."""
     try:
         with Image.open(path) as image:
             size = image.size
             # A JPEG is decoded at an eighth of its size: every byte is read, in half the time.
             image.draft(image.mode, (1, 1))
             image.load()
+            return Measured(size, orientation(image))
     except FileNotFoundError:
-        return None, Fault("missing image", str(path), "", "there is no such file")
+        return Fault("missing image", str(path), "", "there is no such file")
     except Exception as error:  # a decoder of broken bytes raises anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        return None, Fault("unreadable image", str(path), "", reason)
-    return size, None
+        return Fault("unreadable image", str(path), "", reason)
 
 
 def _size(size: Iterable[int] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from spanet_lightning.data.checks import check_class_folders, check_same_classes
 from spanet_lightning.data.coco_faults import has_masks, record_faults
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.images import list_images
+from spanet_lightning.data.orientation import Meaning
 from spanet_lightning.data.segmentation import SegmentationFoldersDataModule, paired
 from spanet_lightning.errors import DataError
 
@@ -36,6 +38,7 @@ class Checked:
         seen: What was looked at, as "images: 101".
         notes: What could not be checked, and why.
         faults: All that is wrong.
+        meant: How many images are meant which way; see `orientation.meaning`.
     """
 
     root: str
@@ -43,6 +46,7 @@ class Checked:
     seen: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    meant: Counter[Meaning] = field(default_factory=Counter)
 
     def count(self, what: str, number: int) -> None:
         """Add to what was looked at."""
@@ -99,6 +103,13 @@ def check(
     else:
         faults = _folders(root, checked, say)
     checked.faults.extend(faults)
+    turned = {way: checked.meant[way] for way in ("upright", "stored", "unclear")}
+    if layout != "folders" and any(turned.values()):
+        checked.notes.append(
+            f"stored turned, by their EXIF: {sum(turned.values())} images; {turned['upright']} are "
+            f"annotated upright, {turned['stored']} as stored, and {turned['unclear']}, whose size "
+            "does not tell, are read upright"
+        )
     return checked
 
 
@@ -168,7 +179,9 @@ def _coco(
             )
             for record in records
         }
-        yield from image_faults(list(jobs.values()), _said(say, f"images of {file.name}"))
+        yield from image_faults(
+            list(jobs.values()), _said(say, f"images of {file.name}"), checked.meant
+        )
     if not opened and not files:
         raise DataError(f"ROOT: found no annotations/*.json in {root}, expected some")
     if files and not opened and len(checked.notes) == len(files):
@@ -229,9 +242,9 @@ def _masks(
                 detail = f"mask without an image of its name in {images}"
                 yield Fault("missing image", str(mask), "", detail)
         whole = [MaskJob(image, mask, classes) for image, mask in pairs if mask is not None]
-        yield from mask_faults(whole, _said(say, f"masks of {split}"))
+        yield from mask_faults(whole, _said(say, f"masks of {split}"), checked.meant)
         alone = [ImageJob(image) for image, mask in pairs if mask is None]
-        yield from image_faults(alone, _said(say, f"images of {split}"))
+        yield from image_faults(alone, _said(say, f"images of {split}"), checked.meant)
 
 
 # -- a folder for each class
@@ -254,7 +267,7 @@ def _folders(root: Path, checked: Checked, say: Callable[[str, int, int], None])
             yield Fault("class folders", str(folder), "", str(error))
         jobs = [ImageJob(path) for path in list_images(folder)]
         checked.count("images", len(jobs))
-        yield from image_faults(jobs, _said(say, f"images of {folder.name}"))
+        yield from image_faults(jobs, _said(say, f"images of {folder.name}"), checked.meant)
 
 
 def _said(say: Callable[[str, int, int], None], what: str) -> Say:

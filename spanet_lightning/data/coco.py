@@ -431,7 +431,7 @@ def read_sample(
     """
     record = index.images[number]
     path = str(folder / record.file)
-    image = read_image(path)
+    image = read_image(path, (record.height, record.width))
     height, width = image.shape[1:]
     if (height, width) != (record.height, record.width):
         raise SampleError(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
+from spanet_lightning.data.orientation import meant
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Names of files that are taken for images."""
@@ -25,13 +26,15 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
 
 
-def read_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
-    """Read an image as RGB.
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
+    """Read an image as RGB, upright where its EXIF tells how it is turned; see `orientation`.
 
     Not torchvision's decoder: it fills what a truncated JPEG lacks with grey, and says nothing.
 
     Args:
         path: The file.
+        size: Height and width in pixels that annotations state. An image that has this size only as
+            it is stored is left so.
 
     Returns:
         Values 0 to 255. The layout in memory is the file's, channels last, which resizes faster.
@@ -41,7 +44,8 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     """
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
+            image.load()
+            pixels = np.array(meant(image, size and size[::-1]).convert("RGB"))
     except Exception as error:  # a decoder of broken bytes raises anything, SyntaxError included
         raise _unreadable("image", path, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -49,6 +53,8 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
 
 def read_mask(path: str | Path) -> Int64[Tensor, "h w"]:
     """Read a mask of labels as it is stored: grey levels, or the indices of a palette.
+
+    Never turned: what wrote the labels wrote no EXIF.
 
     Args:
         path: The file.

@@ -332,7 +332,8 @@ class Pairs:
             SampleError: If one can't be read, they differ in size, or a value is no class.
         """
         path, file = self.pairs[number]
-        image, stored = read_image(path), read_mask(file)
+        stored = read_mask(file)
+        image = read_image(path, (stored.shape[0], stored.shape[1]))
         if image.shape[1:] != stored.shape:
             (h, w), (mask_h, mask_w) = image.shape[1:], stored.shape
             raise SampleError(f"mask {file}: got {mask_w}×{mask_h} px, expected {w}×{h} as {path}")
