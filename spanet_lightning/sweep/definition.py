@@ -175,6 +175,7 @@ class Study:
         test: Metric that is reported once for each trial, on the test split, such as `test/top1`;
             None where the experiment has none.
         note: Anything a reader should know, such as where published figures are from.
+        where: File and line of what was written, by its key, for errors; no part of the definition.
     """
 
     name: str
@@ -185,6 +186,7 @@ class Study:
     overrides: Overrides = field(default_factory=dict)
     test: str | None = None
     note: str = ""
+    where: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_ablation(self) -> bool:
@@ -195,6 +197,7 @@ class Study:
         """Return the definition in plain values, for storage and for comparison."""
         kind = "ablation" if self.is_ablation else "search"
         plain: dict[str, Any] = json.loads(json.dumps({**asdict(self), "kind": kind}))
+        del plain["where"]
         return plain
 
     def digest(self) -> str:

@@ -1,0 +1,138 @@
+"""A trial as the command that repeats it, and that command's configuration once it is resolved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+
+from spanet_lightning.cli.experiment import Experiment
+from spanet_lightning.sweep.definition import Study
+
+# What says where a run is and how it is watched, not what is trained.
+_NOT_THE_EXPERIMENT = (
+    "name",
+    "ckpt_path",
+    "pictures",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.logger",
+    "trainer.log_every_n_steps",
+)
+
+
+def fit_command(
+    study: Study,
+    overrides: Mapping[str, Any],
+    seed: int,
+    *,
+    folder_root: str | None = None,
+    name: str | None = None,
+) -> list[str]:
+    """Return what follows `lightning` on the command line of a trial.
+
+    Args:
+        study: The study; its own overrides apply as well.
+        overrides: What the trial changes, by dotted key.
+        seed: `seed_everything`.
+        folder_root: Folder that the run's folder is made in; None is the experiment's own.
+        name: Name of the run and of its folder; None names it after the configuration.
+    """
+    # A key before those below it: a class has to be chosen before its arguments are set.
+    values = {**study.overrides, **overrides}
+    ordered = sorted(values, key=lambda key: key.count("."))
+    return [
+        "fit",
+        *(f"--config={config}" for config in study.configs),
+        *(f"--{key}={argument(values[key])}" for key in ordered),
+        f"--seed_everything={seed}",
+        *([] if folder_root is None else [f"--trainer.default_root_dir={folder_root}"]),
+        *([] if name is None else [f"--name={name}"]),
+    ]
+
+
+def argument(value: Any) -> str:
+    """Return a value as a command line spells it: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def resolve(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Return the configuration that a command runs with; nothing is built, seeded or written.
+
+    Args:
+        argv: What follows `lightning`.
+
+    Returns:
+        Every value by its dotted key, and a fingerprint (64 hexadecimal digits) of those that say
+        what is trained: not of the run's name and folder, nor of where it is logged.
+
+    Raises:
+        ConfigError: If a key or a value is wrong.
+    """
+    flat = Resolver().parse(argv).flat_config()
+    return flat, fingerprint(flat)
+
+
+def fingerprint(flat: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a resolved configuration says of the training.
+
+    Args:
+        flat: Every value by its dotted key.
+    """
+    kept = {key: value for key, value in flat.items() if not _is_aside(key)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _is_aside(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _NOT_THE_EXPERIMENT)
+
+
+class Resolver:
+    """Parses and checks one command after the other as `lightning` does, and builds nothing.
+
+    The parser is built once, which takes longer than to parse with it.
+    """
+
+    def __init__(self) -> None:
+        self._parsed: _Parsed | None = None
+
+    def parse(self, argv: Sequence[str]) -> _Parsed:
+        """Parse a command line; what an earlier call returned is no longer valid.
+
+        Args:
+            argv: What follows `lightning`.
+
+        Raises:
+            ConfigError: If a key or a value is wrong.
+        """
+        if self._parsed is None:
+            self._parsed = _Parsed(argv)
+        else:
+            self._parsed.again(argv)
+        return self._parsed
+
+
+class _Parsed(Experiment):
+    """An experiment that stops short of being built."""
+
+    config: Namespace
+
+    def again(self, argv: Sequence[str]) -> None:
+        """Parse another command line with the same parser."""
+        self.args = list(argv)
+        self.where = {}
+        self.parse_arguments(self.parser, self.args)
+        self.subcommand = self.config["subcommand"]
+
+    def _set_seed(self) -> None:
+        """Leave the random generators of this process, and its environment, alone."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
