@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from jsonargparse import Namespace
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
+from spanet_lightning.cli import blame
 from spanet_lightning.cli.experiment import Experiment
+from spanet_lightning.exit import users_error
 from spanet_lightning.sweep.definition import Study
 
 # What says where a run is and how it is watched, not what is trained.
@@ -23,6 +29,23 @@ _NOT_THE_EXPERIMENT = (
     "trainer.logger",
     "trainer.log_every_n_steps",
 )
+
+# The rest of a Trainer's arguments can be checked without the hardware that they are for.
+_PLAIN_TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": None,
+    "sync_batchnorm": False,
+    "plugins": None,
+    "profiler": None,
+    "callbacks": None,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def fit_command(
@@ -92,15 +115,15 @@ def _is_aside(key: str) -> bool:
 
 
 class Resolver:
-    """Parses and checks one command after the other as `lightning` does, and builds nothing.
+    """Parses and checks one command after the other as `lightning` does, and runs nothing.
 
     The parser is built once, which takes longer than to parse with it.
     """
 
     def __init__(self) -> None:
-        self._parsed: _Parsed | None = None
+        self._parsed: Resolved | None = None
 
-    def parse(self, argv: Sequence[str]) -> _Parsed:
+    def parse(self, argv: Sequence[str]) -> Resolved:
         """Parse a command line; what an earlier call returned is no longer valid.
 
         Args:
@@ -110,16 +133,14 @@ class Resolver:
             ConfigError: If a key or a value is wrong.
         """
         if self._parsed is None:
-            self._parsed = _Parsed(argv)
+            self._parsed = Resolved(argv)
         else:
             self._parsed.again(argv)
         return self._parsed
 
 
-class _Parsed(Experiment):
-    """An experiment that stops short of being built."""
-
-    config: Namespace
+class Resolved(Experiment):
+    """An experiment that is parsed and checked, and built only on request, without its values."""
 
     def again(self, argv: Sequence[str]) -> None:
         """Parse another command line with the same parser."""
@@ -136,3 +157,48 @@ class _Parsed(Experiment):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
+
+    def build(self, num_classes: int | None = None) -> None:
+        """Build data and model without memory for its weights, for their checks of values.
+
+        Args:
+            num_classes: Classes to assume where the data is not here to count them; None reads it.
+
+        Raises:
+            SpanetError: If a constructor refuses what was configured.
+        """
+        config = self.config.clone()
+        chosen = config[str(self.subcommand)]
+        # What opens files or servers when it is built, and says nothing of the model.
+        chosen.trainer.logger = chosen.trainer.profiler = None
+        if num_classes is not None:
+            chosen.data.init_args.num_classes = num_classes
+        # Weights to start from have to be read to be checked; they need a place to go to.
+        weights = chosen.model.get("init_args", {}).get("weights")
+        place = nullcontext() if weights else torch.device("meta")
+        try:
+            with warnings.catch_warnings(), place:
+                warnings.simplefilter("ignore")
+                self.config_init = self.parser.instantiate_classes(config)
+        except Exception as error:
+            found = users_error(error)
+            if found is None:
+                raise
+            raise blame.with_full_key(found, self.flat_config(), self.where) from error
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        self.__dict__.pop("cost", None)  # of the model before
+
+    def check_trainer(self) -> None:
+        """Let the Trainer check its arguments, on whatever hardware is here.
+
+        Raises:
+            ConfigError: If it refuses them.
+        """
+        given = self._get(self.config_init, "trainer")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                Trainer(**{**given.as_dict(), **_PLAIN_TRAINER})
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise blame.trainer_error(str(error), given.as_dict(), self.where) from error

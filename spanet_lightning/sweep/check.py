@@ -1,0 +1,179 @@
+"""Checks every trial that a study can start, in seconds, before any is started.
+
+Each arm, and each value of a space, goes through what `lightning fit` does before it trains: keys
+and types are checked, data and model are built (without memory for weights), the Trainer reads its
+arguments. Nothing is trained or written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from spanet_lightning.cli.wording import one_line
+from spanet_lightning.errors import ConfigError, DataError, SpanetError, invalid_choice
+from spanet_lightning.sweep.command import Resolved, Resolver, fingerprint, fit_command
+from spanet_lightning.sweep.definition import COSTS, Study
+from spanet_lightning.sweep.metrics import Logged, logged
+from spanet_lightning.sweep.points import Point, points
+from spanet_lightning.sweep.reading import place
+
+_Result = TypeVar("_Result")
+
+ASSUMED_CLASSES = 1000
+"""Classes of a model whose data is not here, where that is allowed."""
+
+
+def check_study(study: Study, *, data: bool = True) -> None:
+    """Refuse a study of which any trial could not start.
+
+    Args:
+        study: The study.
+        data: Whether the data set must be here; where it need not, and is not, the model is built
+            for `ASSUMED_CLASSES`.
+
+    Raises:
+        ConfigError: For the first arm, value or name of a metric that is wrong, with its place.
+        DataError: If the data set is not here.
+    """
+    resolver = Resolver()
+    seed = 0
+    found = points(study)
+    # Spelling first, of all of them: it is what is wrong most often, and the fastest to check.
+    commands = {point.name: fit_command(study, point.overrides, seed) for point in found}
+    same: dict[str, str] = {}
+    for point in found:
+        flat = resolved(resolver, study, point, commands[point.name]).flat_config()
+        other = same.setdefault(fingerprint(flat), point.name)
+        if other != point.name and study.is_ablation:
+            raise ConfigError(
+                f"{place(study.where.get(f'arm/{point.name}', ''), 'ablation')}: the arms "
+                f"{other!r} and {point.name!r} train the same; expected a difference"
+            )
+    trainers: set[str] = set()
+    for point in found:
+        run = built(resolver, study, point, commands[point.name], data=data)
+        trainer = json.dumps(_trainer(run.flat_config()), sort_keys=True, default=str)
+        if trainer not in trainers:
+            trainers.add(trainer)
+            with_place(study, point, run.check_trainer)
+        check_metrics(study, run, point)
+
+
+def resolved(resolver: Resolver, study: Study, point: Point, argv: list[str]) -> Resolved:
+    """Parse the command of a point; errors name the place in the study.
+
+    Raises:
+        ConfigError: If a key or a value is wrong.
+    """
+    return with_place(study, point, lambda: resolver.parse(argv))
+
+
+def built(
+    resolver: Resolver, study: Study, point: Point, argv: list[str], *, data: bool = True
+) -> Resolved:
+    """Parse the command of a point and build its data and model.
+
+    Args:
+        resolver: Parses it.
+        study: The study, for the places of errors.
+        point: The point.
+        argv: Its command.
+        data: Whether the data set must be here.
+
+    Raises:
+        SpanetError: If anything is wrong.
+    """
+    run = resolved(resolver, study, point, argv)
+
+    def build() -> None:
+        try:
+            run.build()
+        except DataError:
+            counts = "num_classes" in run.config[str(run.subcommand)].data.get("init_args", {})
+            if data or not counts:
+                raise
+            run.build(ASSUMED_CLASSES)
+
+    with_place(study, point, build)
+    return run
+
+
+def check_metrics(study: Study, run: Resolved, point: Point) -> None:
+    """Refuse an objective, or a metric that checkpoints go by, that no run logs.
+
+    Args:
+        study: The study.
+        run: Built.
+        point: What was built.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    known = logged(run.model)
+    if known is None:
+        return
+    for objective in study.objectives:
+        if objective.metric not in COSTS:
+            at = study.where.get(f"objective/{objective.metric}", "")
+            _known(known, objective.metric, place(at, "objective.metric"), ("val", "train"))
+    if study.test is not None:
+        _known(known, study.test, place(study.where.get("test", ""), "test"), ("test",))
+    monitor = run.flat_config().get("checkpoint.monitor")
+    if isinstance(monitor, str):
+        with_place(
+            study, point, lambda: _known(known, monitor, "checkpoint.monitor", ("val", "train"))
+        )
+
+
+def _known(logged_: Logged, metric: str, at: str, splits: tuple[str, ...]) -> None:
+    if not logged_.has(metric):
+        extra = COSTS if at.endswith("objective.metric") else ()
+        raise invalid_choice(at, metric, [*logged_.of(*splits), *extra])
+
+
+def with_place(study: Study, point: Point, step: Callable[[], _Result]) -> _Result:
+    """Take a step, and let its error name the place in the study that it is about.
+
+    Args:
+        study: The study, which knows file and line.
+        point: What the step is done for.
+        step: Called without arguments; its result is returned.
+
+    Raises:
+        SpanetError: The step's own, with the place in front. What a constructor of somebody
+            else's raises is one as well.
+    """
+    try:
+        return step()
+    except SpanetError as error:
+        raise type(error)(f"{_place(study, point, str(error))}{error}") from error
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        text = one_line(str(error))
+        raise ConfigError(f"{_place(study, point, text)}{type(error).__name__}: {text}") from error
+
+
+def _place(study: Study, point: Point, text: str) -> str:
+    """Return where a study sets the key that an error begins with."""
+    label = f"arm {point.name!r}: " if study.is_ablation else ""
+    for key in sorted({**study.overrides, **point.overrides}, key=len, reverse=True):
+        if re.match(rf"{re.escape(key)}[\[:.]", text):
+            if key not in point.overrides:
+                label = "set: "
+            named = point.keys.get(key, f"set/{key}")
+            where = study.where.get(named, "")
+            if named.startswith("space/"):
+                label = f"search.{named.replace('/', '.', 1)}: "
+            return f"{where}: {label}" if where else label
+    if re.match(r"\S+:\d+: ", text):  # a line of a configuration
+        return ""
+    where = study.where.get(f"arm/{point.name}", "")
+    if not study.is_ablation:
+        label = f"trial with {point.name}: " if point.name else ""
+    return f"{where}: {label}" if where else label
+
+
+def _trainer(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if key.startswith("trainer.")}
