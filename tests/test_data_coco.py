@@ -73,7 +73,7 @@ def test_training_batches_are_of_one_aspect_and_masks_fit_their_boxes(root: Path
     data = fitted(root, masks=True, augmentation="flip")
     batches = list(data.train_dataloader())
     assert len(batches) == 2  # three wide and three tall images make one full batch each
-    for batch in batches:
+    for batch in map(data.normalized, batches):
         assert len({height >= width for height, width in batch.sizes}) == 1
         for image, size, target in zip(batch.images, batch.sizes, batch.targets, strict=True):
             assert image[:, size[0] :].eq(0).all()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from spanet_lightning.data import DigitScenesDataModule
 from spanet_lightning.errors import ConfigError
@@ -58,13 +62,26 @@ def test_number_of_classes_counts_the_ground_for_pixels_alone() -> None:
 
 @pytest.mark.parametrize(("fresh", "same"), [(True, False), (False, True)])
 def test_epochs_have_new_scenes_where_asked(fresh: bool, same: bool) -> None:
-    def sums(epoch: int) -> list[float]:
+    def sums(epoch: int) -> list[int]:
         loader = scenes(fresh=fresh, batch_size=1).train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # as Lightning does
-        return sorted(float(batch.images.sum()) for batch in loader)
+        return sorted(int(batch.images.sum()) for batch in loader)
 
     assert sums(0) == sums(0)
     assert (sums(0) == sums(1)) is same
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_run_gets_normalised_images_in_its_precision(task: Any) -> None:
+    """Lightning converts floats before the hook, where there were none."""
+    data = scenes(task=task)
+    stored = next(iter(data.val_dataloader()))
+    assert stored.images.dtype == torch.uint8
+    data.trainer = SimpleNamespace(precision_plugin=HalfPrecision("bf16-true"))  # type: ignore[assignment]
+    batch = data.on_after_batch_transfer(stored, 0)
+    assert batch.images.dtype == torch.bfloat16
+    assert torch.equal(batch.images, data.normalized(stored).images.bfloat16())
+    assert batch[1:] == stored[1:]
 
 
 def test_splits_have_digits_of_their_own() -> None:

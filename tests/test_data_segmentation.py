@@ -57,7 +57,7 @@ def test_evaluation_keeps_the_stored_mask(root: Path) -> None:
 def test_training_batches_have_one_size_whatever_the_images_have(root: Path) -> None:
     data = module(root, scale=(0.5, 0.6))
     data.setup("fit")
-    (batch,) = data.train_dataloader()
+    (batch,) = map(data.normalized, data.train_dataloader())
     assert batch.images.shape == (4, 3, 64, 64)
     assert torch.stack(batch.masks).shape == (4, 64, 64)
     for image, mask, (height, width) in zip(batch.images, batch.masks, batch.sizes, strict=True):

@@ -139,7 +139,7 @@ def test_written_truth_scores_one_by_pycocotools(tmp_path: Path) -> None:
 def test_a_picture_holds_boxes_masks_names_and_the_image() -> None:
     data = DigitScenesDataModule(val_scenes=1)
     data.setup("fit")
-    (batch,) = data.val_dataloader()
+    (batch,) = map(data.normalized, data.val_dataloader())
     target = batch.targets[0]
     found = {**target, "scores": torch.ones(len(target["boxes"]))}
     shown = np.array(picture(batch, 0, found, data))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from spanet_lightning.bench.loaders import Loader, LoaderSettings
 from spanet_lightning.data import CocoDataModule
-from spanet_lightning.data.padding import MEAN, STD
+from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.errors import ConfigError
 
 LONG = 1333 / 800
@@ -52,16 +52,22 @@ def coco_loaders(
             "--layout: 'coco' needs pycocotools, which torchvision reads annotations with; install "
             "it with pip install pycocotools"
         )
-    ours = ours_of(root, mode, workers, settings)
+    module = ours_of(root, workers, settings)
+    ours = module.train_dataloader() if mode == "train" else module.val_dataloader()
     dataset: Any = ours.dataset
     index = dataset.index
     numbers = dataset.kept.tolist() if mode == "train" else range(len(index))
     theirs = theirs_of(root, mode, workers, settings, [index.images[i].id for i in numbers])
-    return {"ours": Loader(lambda: ours), "torchvision": Loader(lambda: theirs)}
+
+    def normalized() -> Iterator[Any]:
+        for batch in ours:
+            yield module.normalized(batch)  # as the hook
+
+    return {"ours": Loader(normalized), "torchvision": Loader(lambda: theirs)}
 
 
-def ours_of(root: Path, mode: str, workers: int, settings: LoaderSettings) -> DataLoader[Any]:
-    """Return the loader of our data module; arguments as of `coco_loaders`."""
+def ours_of(root: Path, workers: int, settings: LoaderSettings) -> CocoDataModule:
+    """Return our data module; arguments as of `coco_loaders`."""
     module = CocoDataModule(
         str(root),
         masks=settings.masks,
@@ -76,7 +82,7 @@ def ours_of(root: Path, mode: str, workers: int, settings: LoaderSettings) -> Da
         num_workers=workers,
     )
     module.setup("fit")
-    return module.train_dataloader() if mode == "train" else module.val_dataloader()
+    return module
 
 
 def theirs_of(

@@ -15,7 +15,7 @@ from torch import Tensor
 from spanet_lightning import pictures, tracking
 from spanet_lightning.cli.predictions import PredictionWriter, colours_of, name_of
 from spanet_lightning.cli.record import RunRecord
-from spanet_lightning.data.padding import MEAN, STD
+from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.errors import invalid
 from spanet_lightning.tasks import DetectionTask, SegmentationTask
 

@@ -35,8 +35,8 @@ class DetectionBatch(NamedTuple):
     """A batch of B images of unlike sizes, padded at the right and the bottom.
 
     Attributes:
-        images: Normalised images, shape (B, 3, H, W), zero where padded; H and W are multiples
-            of 32.
+        images: Shape (B, 3, H, W), H and W multiples of 32. As a task gets them: normalised, zero
+            where padded. As a loader gives them: uint8, see `DenseDataModule.normalized`.
         sizes: Height and width in pixels of each image before padding.
         original_sizes: Height and width of each image as stored: predictions are scaled to it.
         targets: One set of annotations an image.
@@ -57,7 +57,8 @@ class SegmentationBatch(NamedTuple):
     at the right and the bottom to the largest of the batch, and masks keep their stored size.
 
     Attributes:
-        images: Normalised images, shape (B, 3, H, W), zero where padded.
+        images: Shape (B, 3, H, W). As a task gets them: normalised, zero where padded. As a loader
+            gives them: uint8, see `DenseDataModule.normalized`.
         sizes: Height and width in pixels of each image before padding.
         masks: The class of each pixel, one (H, W) int64 tensor an image; 255 is ignored.
         paths: Where each image came from, for error messages and pictures.

@@ -7,10 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import torch
 from jaxtyping import Float, UInt8
 from lightning import LightningDataModule
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import ImageDataset, IterableImageDataset
 from timm.data.dataset_factory import create_dataset
 from timm.data.random_erasing import RandomErasing
@@ -26,6 +24,7 @@ from spanet_lightning.data.checks import (
     split_folder,
 )
 from spanet_lightning.data.loaders import eval_loader, train_loader
+from spanet_lightning.data.normalize import MEAN, STD, Channels, Normalize, in_precision_of_run
 from spanet_lightning.data.posterize import repair_posterize
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
@@ -93,8 +92,8 @@ class ImageClassificationDataModule(LightningDataModule):
         color_jitter: float = 0.4,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         re_prob: float = 0.25,
-        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
-        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+        mean: Channels = MEAN,
+        std: Channels = STD,
         batch_size: int = 128,
         num_workers: int = 8,
     ) -> None:
@@ -120,8 +119,6 @@ class ImageClassificationDataModule(LightningDataModule):
         for key, share in (("hflip", hflip), ("re_prob", re_prob)):
             if not 0 <= share <= 1:
                 raise invalid(key, share, "a number in [0, 1]")
-        if min(std) <= 0:
-            raise invalid("std", std, "numbers above 0")
         for key, value, names in (
             ("interpolation", interpolation, get_args(Interpolation)),
             ("train_interpolation", train_interpolation, get_args(TrainInterpolation)),
@@ -139,9 +136,7 @@ class ImageClassificationDataModule(LightningDataModule):
         self._num_classes = num_classes
         self._readers: dict[str, Any] = {}
         self._datasets: dict[str, Dataset[Any]] = {}
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.mean = mean
-        self.std = std
+        self._normalize = Normalize(mean, std)
         self.erasing = (
             RandomErasing(re_prob, mode="pixel", max_count=1, device="cpu")  # type: ignore[no-untyped-call]
             if re_prob > 0
@@ -246,10 +241,7 @@ class ImageClassificationDataModule(LightningDataModule):
         Returns:
             (images - 255 mean) / (255 std) as float32, contiguous.
         """
-        mean, std = self._scales(images.device)
-        # In place after the one conversion: a batch of 128 at 224 px is 77 MB as float32.
-        layout = torch.contiguous_format
-        found = images.to(torch.float32, memory_format=layout).sub_(mean).div_(std)
+        found = self._normalize(images)
         if erase and self.erasing is not None:
             self.erasing.device = images.device
             found = self.erasing(found)
@@ -273,11 +265,7 @@ class ImageClassificationDataModule(LightningDataModule):
         images, labels = batch
         trainer = self.trainer
         images = self.normalize(images, erase=trainer is not None and trainer.training)
-        if trainer is not None:
-            # For `precision: bf16-true` Lightning converts a batch's floats before it moves the
-            # batch, when there were none.
-            images = cast("Tensor", trainer.precision_plugin.convert_input(images))
-        return images, labels
+        return in_precision_of_run(images, self), labels
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented, as uint8."""
@@ -300,14 +288,6 @@ class ImageClassificationDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the images of `predict_root`, or else of the test split, in order, as uint8."""
         return self._evaluated("test_split" if self.predict_root is None else "predict")
-
-    def _scales(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return what to subtract and to divide by, shape (3, 1, 1), copied to a device once."""
-        if device not in self._constants:
-            values = 255 * torch.tensor([self.mean, self.std]).reshape(2, 3, 1, 1)
-            mean, std = values.to(device)
-            self._constants[device] = (mean, std)
-        return self._constants[device]
 
     def _evaluated(self, key: str) -> DataLoader[Any]:
         return eval_loader(

@@ -8,7 +8,6 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -17,18 +16,13 @@ from spanet_lightning.data import coco_file, detection_transforms
 from spanet_lightning.data.batches import DetectionTarget
 from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.coco_file import CocoIndex
+from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.detection_transforms import Augmentation
 from spanet_lightning.data.faults import Fault, refuse
 from spanet_lightning.data.images import list_images, read_image
-from spanet_lightning.data.padding import (
-    MEAN,
-    STD,
-    Channels,
-    DetectionSample,
-    Normalize,
-    check_normalisation,
-)
-from spanet_lightning.data.samplers import Draw, exact_loader, grouped_loader
+from spanet_lightning.data.normalize import MEAN, STD, Channels
+from spanet_lightning.data.padding import DetectionSample, Padding
+from spanet_lightning.data.samplers import Collate, Draw
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
 LEAST_SIDE = 32
@@ -38,7 +32,7 @@ BadBoxes = Literal["refuse", "drop"]
 Split = Literal["train", "val", "test"]
 
 
-class CocoDataModule(LightningDataModule):
+class CocoDataModule(DenseDataModule):
     """Object detection and instance segmentation on data in COCO's layout.
 
     Classes are those of the annotation files, ordered by id; training and evaluation have to agree
@@ -105,7 +99,7 @@ class CocoDataModule(LightningDataModule):
         eval_batch_size: int = 1,
         num_workers: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(mean, std, batch_size, eval_batch_size, num_workers)
         for key, choice, names in (
             ("augmentation", augmentation, get_args(Augmentation)),
             ("bad_boxes", bad_boxes, get_args(BadBoxes)),
@@ -120,15 +114,11 @@ class CocoDataModule(LightningDataModule):
             ("short_side", short_side, LEAST_SIDE),
             *(("short_sides", side, LEAST_SIDE) for side in short_sides),
             ("long_side", long_side, max(short_side, *short_sides)),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
         ):
             if number < least:
                 raise invalid(key, number, f"at least {least}")
         if not 0 <= hflip <= 1:
             raise invalid("hflip", hflip, "a number in [0, 1]")
-        check_normalisation(mean, std)
         self.root = root
         test = (test_images or val_images, test_annotations or val_annotations)
         self.sources: dict[str, tuple[str, str]] = {
@@ -141,10 +131,6 @@ class CocoDataModule(LightningDataModule):
         self.keep_empty = keep_empty
         self.bad_boxes = bad_boxes
         self.group_by_aspect = group_by_aspect
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.normalize = Normalize(mean, std)
         self.train_transform = detection_transforms.training(
             augmentation, long_side, short_side, short_sides, hflip
         )
@@ -224,29 +210,22 @@ class CocoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training images, augmented."""
         assert self._train is not None  # noqa: S101 - Lightning calls setup first
-        tall = self._train.tall if self.group_by_aspect else [0] * len(self._train)
-        return grouped_loader(
-            self._train,
-            tall,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            collate=self.normalize.detection,
-        )
+        return self._shuffled(self._train, self._train.tall if self.group_by_aspect else None)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation images in order."""
-        return self._evaluated(self._eval_images("val"))
+    def collate(self, *, training: bool) -> Collate:  # noqa: ARG002 - both alike
+        """Return what makes a batch of a list of samples."""
+        return Padding().detection
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test images in order."""
-        return self._evaluated(self._eval_images("test"))
+    def evaluated(self, split: str) -> EvalImages:
+        """Return the images of a split as they are evaluated."""
+        index, folder = self._indices[split], self._path(split, 0)
+        return EvalImages(index, folder, self.eval_transform, self.masks)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Return the images of `predict_root`, or the test images without it, in order."""
+    def predicted(self) -> EvalImages | FolderImages:
+        """Return the images of `predict_root`, or the test images without it."""
         if self.predict_root is None:
-            return self.test_dataloader()
-        return self._evaluated(FolderImages(Path(self.predict_root), self.eval_transform))
+            return self.evaluated("test")
+        return FolderImages(Path(self.predict_root), self.eval_transform)
 
     # -- reading
 
@@ -301,19 +280,6 @@ class CocoDataModule(LightningDataModule):
         parts = [f"{count} {what}" for what, count in out.items() if count]
         if parts:
             rank_zero_info(f"Training on {kept} images; left out: {', '.join(parts)}.")
-
-    def _eval_images(self, split: str) -> EvalImages:
-        index, folder = self._indices[split], self._path(split, 0)
-        return EvalImages(index, folder, self.eval_transform, self.masks)
-
-    def _evaluated(self, dataset: EvalImages | FolderImages) -> DataLoader[Any]:
-        return exact_loader(
-            dataset,
-            len(dataset),
-            batch_size=self.eval_batch_size,
-            num_workers=self.num_workers,
-            collate=self.normalize.detection,
-        )
 
 
 class TrainImages(Dataset[DetectionSample]):

@@ -7,14 +7,15 @@ import warnings
 from typing import Any, Literal, get_args
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spanet_lightning.data import digits
 from spanet_lightning.data.batches import DetectionTarget
-from spanet_lightning.data.padding import DetectionSample, Normalize, SegmentationSample
-from spanet_lightning.data.samplers import Draw, exact_loader, grouped_loader
+from spanet_lightning.data.dense import DenseDataModule
+from spanet_lightning.data.normalize import MEAN, STD
+from spanet_lightning.data.padding import DetectionSample, Padding, SegmentationSample
+from spanet_lightning.data.samplers import Collate, Draw
 from spanet_lightning.data.scenes import MOST_DIGIT, Scene, draw
 from spanet_lightning.errors import invalid, invalid_choice
 
@@ -22,7 +23,7 @@ DenseTask = Literal["detection", "segmentation"]
 _VERSION = 1  # to be raised by whatever changes a scene
 
 
-class DigitScenesDataModule(LightningDataModule):
+class DigitScenesDataModule(DenseDataModule):
     """Scenes of handwritten digits on textured ground, made by seed, without a download.
 
     The digits are scikit-learn's 1,797 real ones; those of training, validation and test are
@@ -59,7 +60,7 @@ class DigitScenesDataModule(LightningDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(MEAN, STD, batch_size, batch_size, num_workers)
         if task not in get_args(DenseTask):
             raise invalid_choice("task", task, get_args(DenseTask))
         for key, number, least in (
@@ -69,8 +70,6 @@ class DigitScenesDataModule(LightningDataModule):
             ("test_scenes", test_scenes, 1),
             ("digits_per_scene", digits_per_scene, 1),
             ("split_seed", split_seed, 0),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
         ):
             if number < least:
                 raise invalid(key, number, f"at least {least}")
@@ -80,9 +79,6 @@ class DigitScenesDataModule(LightningDataModule):
         self.digits_per_scene = digits_per_scene
         self.fresh = fresh
         self.split_seed = split_seed
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.normalize = Normalize()
         self.splits: dict[str, Scenes] = {}
 
     @property
@@ -125,42 +121,15 @@ class DigitScenesDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of training scenes."""
-        train = self.splits["train"]
-        return grouped_loader(
-            train,
-            [0] * len(train),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            collate=self._collate,
-        )
+        return self._shuffled(self.splits["train"])
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the scenes that steer a run."""
-        return self._evaluated("val")
+    def collate(self, *, training: bool) -> Collate:  # noqa: ARG002 - both alike
+        """Return what makes a batch of a list of samples."""
+        return Padding().detection if self.task == "detection" else Padding().segmentation
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the scenes that a run is judged by."""
-        return self._evaluated("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Return the test scenes."""
-        return self._evaluated("test")
-
-    def _evaluated(self, split: str) -> DataLoader[Any]:
-        scenes = self.splits[split]
-        return exact_loader(
-            scenes,
-            len(scenes),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate=self._collate,
-        )
-
-    def _collate(self, samples: list[Any]) -> Any:
-        if self.task == "detection":
-            return self.normalize.detection(samples)
-        return self.normalize.segmentation(samples)
+    def evaluated(self, split: str) -> Scenes:
+        """Return the scenes of a split."""
+        return self.splits[split]
 
 
 class Scenes(Dataset[DetectionSample | SegmentationSample]):

@@ -1,4 +1,4 @@
-"""Batches of images of unlike sizes: normalised, and padded at the right and the bottom."""
+"""Batches of images of unlike sizes, padded at the right and the bottom."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from jaxtyping import UInt8
 from torch import Tensor
 
 from spanet_lightning.data.batches import DetectionBatch, DetectionTarget, SegmentationBatch
-from spanet_lightning.errors import invalid
-
-Channels = tuple[float, float, float]
-MEAN: Channels = IMAGENET_DEFAULT_MEAN  # 123.675, 116.28, 103.53 of 255
-STD: Channels = IMAGENET_DEFAULT_STD  # 58.395, 57.12, 57.375 of 255
 
 
 class DetectionSample(NamedTuple):
-    """One image, not yet normalised, with its annotations; see `DetectionBatch`."""
+    """One image with its annotations; see `DetectionBatch`."""
 
     image: UInt8[Tensor, "3 h w"]
     original_size: tuple[int, int]
@@ -28,42 +22,34 @@ class DetectionSample(NamedTuple):
 
 
 class SegmentationSample(NamedTuple):
-    """One image, not yet normalised, with the class of each pixel; see `SegmentationBatch`."""
+    """One image with the class of each pixel; see `SegmentationBatch`."""
 
     image: UInt8[Tensor, "3 h w"]
     mask: Tensor
     path: str
 
 
-class Normalize(NamedTuple):
+class Padding(NamedTuple):
     """Makes batches; a plain value, so that worker processes can be sent it.
 
     Attributes:
-        mean: Mean of each channel, of values in [0, 1], that is subtracted.
-        std: Standard deviation of each channel that is divided by.
         multiple: Height and width of a batch are multiples of this many pixels.
         least: Height and width in pixels that a batch has at least.
     """
 
-    mean: Channels = MEAN
-    std: Channels = STD
     multiple: int = 32
     least: tuple[int, int] = (0, 0)
 
-    def images(self, images: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "b 3 h w"]:
-        """Return images as one tensor, zero after normalisation where padded."""
+    def images(self, images: Sequence[UInt8[Tensor, "3 _ _"]]) -> UInt8[Tensor, "b 3 h w"]:
+        """Return images as one tensor; what is padded counts after normalisation alone."""
         largest = (
             max(least, *(image.shape[axis] for image in images))
             for axis, least in enumerate(self.least, 1)
         )
         height, width = (-(-side // self.multiple) * self.multiple for side in largest)
-        batch = torch.zeros(len(images), 3, height, width)
-        mean = 255 * torch.tensor(self.mean).reshape(3, 1, 1)
-        std = 255 * torch.tensor(self.std).reshape(3, 1, 1)
+        batch = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
         for slot, image in zip(batch, images, strict=True):
-            h, w = image.shape[1:]
-            # In place: an image of 1333×800 px is 13 MB as float32.
-            slot[:, :h, :w].copy_(image).sub_(mean).div_(std)
+            slot[:, : image.shape[1], : image.shape[2]].copy_(image)
         return batch
 
     def detection(self, samples: list[DetectionSample]) -> DetectionBatch:
@@ -84,18 +70,6 @@ class Normalize(NamedTuple):
             masks=[sample.mask for sample in samples],
             paths=[sample.path for sample in samples],
         )
-
-
-def check_normalisation(mean: Channels, std: Channels) -> None:
-    """Refuse standard deviations that can't be divided by.
-
-    Raises:
-        ConfigError: If one is not above 0, with key `std`.
-    """
-    if min(std) <= 0:
-        raise invalid("std", std, "numbers above 0")
-    if not all(abs(value) < float("inf") for value in (*mean, *std)):
-        raise invalid("mean", mean, "finite numbers")
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from spanet_lightning.errors import DataError
 
+Collate = Callable[[list[Any]], Any]
+
 
 class Draw(NamedTuple):
     """One reading of a training sample.
@@ -131,7 +133,7 @@ def grouped_loader(
     batch_size: int,
     num_workers: int,
     epoch: int,
-    collate: Callable[[list[Any]], Any],
+    collate: Collate,
 ) -> DataLoader[Any]:
     """Return a loader of shuffled full batches, each of one group.
 
@@ -173,7 +175,7 @@ def exact_loader(
     *,
     batch_size: int,
     num_workers: int,
-    collate: Callable[[list[Any]], Any],
+    collate: Collate,
 ) -> DataLoader[Any]:
     """Return a loader of everything in order, the last batch as small as it comes.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,16 +15,11 @@ from torchvision.transforms import v2
 
 from spanet_lightning.data import class_lists
 from spanet_lightning.data.checks import SampleError
+from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.images import list_images, read_image, read_mask
-from spanet_lightning.data.padding import (
-    MEAN,
-    STD,
-    Channels,
-    Normalize,
-    SegmentationSample,
-    check_normalisation,
-)
-from spanet_lightning.data.samplers import Draw, exact_loader, grouped_loader
+from spanet_lightning.data.normalize import MEAN, STD, Channels
+from spanet_lightning.data.padding import Padding, SegmentationSample
+from spanet_lightning.data.samplers import Collate, Draw
 from spanet_lightning.data.segmentation_transforms import (
     IGNORED,
     SegmentationAugmentation,
@@ -36,7 +30,7 @@ from spanet_lightning.errors import DataError, did_you_mean, invalid
 Pair = tuple[Path, Path]
 
 
-class SegmentationFoldersDataModule(LightningDataModule):
+class SegmentationFoldersDataModule(DenseDataModule):
     """Semantic segmentation on folders of images and of masks with the same names.
 
     `images/<split>/NAME.jpg` has its mask at `annotations/<split>/NAME.png`: one integer a pixel,
@@ -99,14 +93,11 @@ class SegmentationFoldersDataModule(LightningDataModule):
         eval_batch_size: int = 1,
         num_workers: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(mean, std, batch_size, eval_batch_size, num_workers)
         for key, number, least in (
             ("crop_size", crop_size, 32),
             ("short_side", short_side, 32),
             ("long_side", long_side, short_side),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
         ):
             if number < least:
                 raise invalid(key, number, f"at least {least}")
@@ -116,7 +107,6 @@ class SegmentationFoldersDataModule(LightningDataModule):
             raise invalid("scale", scale, "a range of numbers above 0")
         if not 0 <= hflip <= 1:
             raise invalid("hflip", hflip, "a number in [0, 1]")
-        check_normalisation(mean, std)
         self.root = root
         self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
         self.predict_root = predict_root
@@ -124,13 +114,8 @@ class SegmentationFoldersDataModule(LightningDataModule):
         self.annotations = annotations
         self.reduce_zero_label = reduce_zero_label
         self.classes_file = classes_file
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
         self._num_classes = num_classes
-        # Images smaller than the crop are padded to it, as their masks are.
-        self.normalize = Normalize(mean, std, multiple=1, least=(crop_size, crop_size))
-        self.eval_normalize = Normalize(mean, std, multiple=1)
+        self.crop_size = crop_size
         self.augmentation = SegmentationAugmentation(
             crop_size, long_side, short_side, scale, hflip, photometric
         )
@@ -214,44 +199,25 @@ class SegmentationFoldersDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented."""
-        dataset = self._datasets["train"]
-        return grouped_loader(
-            TrainPairs(dataset, self.augmentation),
-            [0] * len(dataset),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            collate=self.normalize.segmentation,
-        )
+        return self._shuffled(TrainPairs(self._datasets["train"], self.augmentation))
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation split in order."""
-        return self._evaluated(EvalPairs(self._datasets["val"], self.eval_transform))
+    def collate(self, *, training: bool) -> Collate:
+        """Return what makes a batch of a list of samples."""
+        # Images smaller than the crop are padded to it, as their masks are.
+        crop = self.crop_size if training else 0
+        return Padding(multiple=1, least=(crop, crop)).segmentation
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test split in order."""
-        return self._evaluated(EvalPairs(self._datasets["test"], self.eval_transform))
+    def evaluated(self, split: str) -> EvalPairs:
+        """Return the images of a split as they are evaluated."""
+        return EvalPairs(self._datasets[split], self.eval_transform)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Return the images of `predict_root`, or of the test split without it, in order."""
+    def predicted(self) -> EvalPairs | FolderOfImages:
+        """Return the images of `predict_root`, or the test images without it."""
         if self.predict_root is None:
-            return self.test_dataloader()
-        folder = Path(self.predict_root)
-        paths = list_images(folder) if folder.is_dir() else []
-        if not paths:
-            raise DataError(f"predict_root: found no images in {folder}, expected a folder of some")
-        return self._evaluated(FolderOfImages(paths, self.eval_transform))
+            return self.evaluated("test")
+        return FolderOfImages(Path(self.predict_root), self.eval_transform)
 
     # -- reading
-
-    def _evaluated(self, dataset: EvalPairs | FolderOfImages) -> DataLoader[Any]:
-        return exact_loader(
-            dataset,
-            len(dataset),
-            batch_size=self.eval_batch_size,
-            num_workers=self.num_workers,
-            collate=self.eval_normalize.segmentation,
-        )
 
     def _folder(self, kind: str, name: str) -> Path:
         """Return the folder of the images or masks of a split."""
@@ -397,13 +363,18 @@ class FolderOfImages(Dataset[SegmentationSample]):
     """Images without masks: none of their pixels counts.
 
     Args:
-        paths: Paths of the images.
+        folder: Searched through for images.
         transform: Resizes.
+
+    Raises:
+        DataError: If there are none.
     """
 
-    def __init__(self, paths: list[Path], transform: v2.Transform) -> None:
-        self.paths = paths
+    def __init__(self, folder: Path, transform: v2.Transform) -> None:
+        self.paths = list_images(folder) if folder.is_dir() else []
         self.transform = transform
+        if not self.paths:
+            raise DataError(f"predict_root: found no images in {folder}, expected a folder of some")
 
     def __len__(self) -> int:
         return len(self.paths)
