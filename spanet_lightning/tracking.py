@@ -94,6 +94,16 @@ class MLflowLogger(Logger):
         _ = self.client
         return self.version
 
+    def go_on(self, run_id: str) -> None:
+        """Continue a run that was cut short, in place of a new one.
+
+        Args:
+            run_id: The run.
+        """
+        self._run_id = run_id
+        if rank_zero_only.rank == 0:
+            self.client.update_run(run_id, status="RUNNING")
+
     def _create_run(self, client: MlflowClient) -> str:
         from mlflow.tracking.context.registry import resolve_tags
 
