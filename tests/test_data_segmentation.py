@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spanet_lightning.data import SegmentationFoldersDataModule, class_lists
-from spanet_lightning.data.segmentation import reduced
+from spanet_lightning.data.segmentation_images import reduced
 from spanet_lightning.errors import ConfigError, DataError
 from tests import dense_sets
 

@@ -21,7 +21,8 @@ from spanet_lightning.data.coco_faults import has_masks, record_faults
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.images import list_images
 from spanet_lightning.data.orientation import Meaning
-from spanet_lightning.data.segmentation import SegmentationFoldersDataModule, paired
+from spanet_lightning.data.segmentation import SegmentationFoldersDataModule
+from spanet_lightning.data.segmentation_images import paired
 from spanet_lightning.errors import DataError
 
 Layout = Literal["coco", "masks", "folders"]

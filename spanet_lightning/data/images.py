@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.orientation import meant
+from spanet_lightning.errors import DataError, did_you_mean
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Names of files that are taken for images."""
@@ -24,6 +25,38 @@ def list_images(folder: Path) -> list[Path]:
     """Return the image files of a folder and those below it, sorted; hidden ones are left out."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Refuse a folder of images that is not there.
+
+    Args:
+        folder: The folder.
+        key: Argument that named it, for the message.
+
+    Raises:
+        DataError: With a name that is near, where there is one.
+    """
+    if not folder.is_dir():
+        parent = folder.parent
+        names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        raise DataError(
+            f"{key}: found no folder at {folder}, expected one of images"
+            f"{did_you_mean(folder.name, names)}"
+        )
+
+
+def images_to_predict(folder: Path) -> list[Path]:
+    """Return the images of a folder, of which there has to be one.
+
+    Raises:
+        DataError: If there is none.
+    """
+    check_folder(folder, "predict_root")
+    paths = list_images(folder)
+    if not paths:
+        raise DataError(f"predict_root: found no images in {folder}, expected a folder of some")
+    return paths
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:

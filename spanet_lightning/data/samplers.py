@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,13 @@ class Draw(NamedTuple):
 
     number: int
     seed: int
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Draw torch's random numbers by the seed; the caller's stream goes on as if unused."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(self.seed)
+            yield
 
 
 class GroupedShuffle(DistributedSampler[Any]):

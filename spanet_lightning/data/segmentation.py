@@ -6,28 +6,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int64
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
 from spanet_lightning.data import class_lists
-from spanet_lightning.data.checks import SampleError
+from spanet_lightning.data.checks import split_folder
 from spanet_lightning.data.dense import DenseDataModule
-from spanet_lightning.data.images import list_images, read_image, read_mask
+from spanet_lightning.data.images import read_mask
 from spanet_lightning.data.normalize import MEAN, STD, Channels
-from spanet_lightning.data.padding import Padding, SegmentationSample
-from spanet_lightning.data.samplers import Collate, Draw
+from spanet_lightning.data.padding import Padding
+from spanet_lightning.data.samplers import Collate
+from spanet_lightning.data.segmentation_images import (
+    EvalPairs,
+    FolderImages,
+    Pair,
+    Pairs,
+    TrainPairs,
+    paired,
+    reduced,
+)
 from spanet_lightning.data.segmentation_transforms import (
     IGNORED,
     SegmentationAugmentation,
     evaluation,
 )
-from spanet_lightning.errors import DataError, did_you_mean, invalid
-
-Pair = tuple[Path, Path]
+from spanet_lightning.errors import DataError, invalid
 
 
 class SegmentationFoldersDataModule(DenseDataModule):
@@ -211,11 +214,11 @@ class SegmentationFoldersDataModule(DenseDataModule):
         """Return the images of a split as they are evaluated."""
         return EvalPairs(self._datasets[split], self.eval_transform)
 
-    def predicted(self) -> EvalPairs | FolderOfImages:
+    def predicted(self) -> EvalPairs | FolderImages:
         """Return the images of `predict_root`, or the test images without it."""
         if self.predict_root is None:
             return self.evaluated("test")
-        return FolderOfImages(Path(self.predict_root), self.eval_transform)
+        return FolderImages(Path(self.predict_root), self.eval_transform)
 
     # -- reading
 
@@ -228,16 +231,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
         if not parent.is_dir():
             key = "images" if kind == self.images else "annotations"
             raise DataError(f"{key}: found no folder at {parent}, expected one with the splits")
-        split = self.splits[name]
-        folder = parent / split
-        if not folder.is_dir():
-            present = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
-            accepted = f"one of {', '.join(map(repr, present))}" if present else "a folder"
-            raise DataError(
-                f"{name}_split: got {split!r}, which is no folder of {parent}, expected {accepted}"
-                f"{did_you_mean(split, present)}"
-            )
-        return folder
+        return split_folder(str(parent), self.splits[name], f"{name}_split")
 
     def _pairs(self, name: str) -> list[Pair]:
         """Return each image of a split with its mask."""
@@ -272,136 +266,3 @@ class SegmentationFoldersDataModule(DenseDataModule):
 
     def _has(self, name: str) -> bool:
         return (Path(self.root) / self.images / self.splits[name]).is_dir()
-
-
-class Pairs:
-    """Images with their masks, as stored.
-
-    Args:
-        pairs: Paths of each.
-        num_classes: Classes that count.
-        reduce_zero_label: Whether 0 does not count and all others are one less.
-    """
-
-    def __init__(self, pairs: list[Pair], num_classes: int, reduce_zero_label: bool) -> None:
-        self.pairs = pairs
-        self.num_classes = num_classes
-        self.reduce_zero_label = reduce_zero_label
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def read(self, number: int) -> SegmentationSample:
-        """Read an image and its mask.
-
-        Raises:
-            SampleError: If one can't be read, they differ in size, or a value is no class.
-        """
-        path, file = self.pairs[number]
-        stored = read_mask(file)
-        image = read_image(path, (stored.shape[0], stored.shape[1]))
-        if image.shape[1:] != stored.shape:
-            (h, w), (mask_h, mask_w) = image.shape[1:], stored.shape
-            raise SampleError(f"mask {file}: got {mask_w}×{mask_h} px, expected {w}×{h} as {path}")
-        mask = reduced(stored, self.reduce_zero_label)
-        wrong = (mask != IGNORED) & ((mask < 0) | (mask >= self.num_classes))
-        if wrong.any():
-            shift = 1 if self.reduce_zero_label else 0
-            raise SampleError(
-                f"mask {file}: got the value {int(stored[wrong][0])}, expected {shift} to "
-                f"{self.num_classes - 1 + shift}, the classes, or "
-                f"{'0 or ' if shift else ''}{IGNORED}, which do not count"
-            )
-        return SegmentationSample(image, mask, str(path))
-
-
-class TrainPairs(Dataset[SegmentationSample]):
-    """Training images, augmented by the seed of each draw.
-
-    Args:
-        pairs: What is stored.
-        augmentation: The augmentation.
-    """
-
-    def __init__(self, pairs: Pairs, augmentation: SegmentationAugmentation) -> None:
-        self.pairs = pairs
-        self.augmentation = augmentation
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, draw: Draw) -> SegmentationSample:
-        stored = self.pairs.read(draw.number)
-        # The caller's stream of random numbers goes on as if nothing had been drawn.
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(draw.seed)
-            image, mask = self.augmentation(stored.image, stored.mask)
-        return stored._replace(image=image, mask=mask)
-
-
-class EvalPairs(Dataset[SegmentationSample]):
-    """Images to evaluate on, resized, with masks at their stored size.
-
-    Args:
-        pairs: What is stored.
-        transform: Resizes.
-    """
-
-    def __init__(self, pairs: Pairs, transform: v2.Transform) -> None:
-        self.pairs = pairs
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, number: int) -> SegmentationSample:
-        stored = self.pairs.read(number)
-        return stored._replace(image=self.transform(stored.image))
-
-
-class FolderOfImages(Dataset[SegmentationSample]):
-    """Images without masks: none of their pixels counts.
-
-    Args:
-        folder: Searched through for images.
-        transform: Resizes.
-
-    Raises:
-        DataError: If there are none.
-    """
-
-    def __init__(self, folder: Path, transform: v2.Transform) -> None:
-        self.paths = list_images(folder) if folder.is_dir() else []
-        self.transform = transform
-        if not self.paths:
-            raise DataError(f"predict_root: found no images in {folder}, expected a folder of some")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int) -> SegmentationSample:
-        image = read_image(self.paths[number])
-        mask = torch.full(image.shape[1:], IGNORED, dtype=torch.int64)
-        return SegmentationSample(self.transform(image), mask, str(self.paths[number]))
-
-
-def paired(images: Path, masks: Path) -> list[tuple[Path, Path | None]]:
-    """Return each image of a folder with the mask of its name, or None where there is none.
-
-    Args:
-        images: Folder of images, searched through.
-        masks: Folder of masks, in the same folders below it.
-    """
-    stored = {path.relative_to(masks).with_suffix(""): path for path in list_images(masks)}
-    return [
-        (path, stored.get(path.relative_to(images).with_suffix(""))) for path in list_images(images)
-    ]
-
-
-def reduced(mask: Int64[Tensor, "h w"], reduce_zero_label: bool) -> Int64[Tensor, "h w"]:
-    """Return a mask whose classes count from 0: where told so, 0 becomes 255, others one less."""
-    if not reduce_zero_label:
-        return mask
-    # What is above 255 is no class and stays so: 256 must not become 255.
-    lower = torch.where(mask > IGNORED, mask, mask - 1)
-    return lower.masked_fill((mask == 0) | (mask == IGNORED), IGNORED)
