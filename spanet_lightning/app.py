@@ -35,6 +35,8 @@ COMMANDS = {
     "convert": Command("convert", "turn an official checkpoint into safetensors"),
     "bench": Command("bench", "measure time and memory: models, mixers, loaders, resolution"),
     "data": Command("data", "check a data set: all of its faults at once, each with its file"),
+    "sweep": Command("sweep", "run ablations and searches: studies that a YAML defines"),
+    "report": Command("report", "what came out of a study: tables, figures, statistics"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
 }
 

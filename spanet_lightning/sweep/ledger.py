@@ -569,14 +569,24 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _is_free(key: str) -> bool:
-    return key in _FREE or (key.startswith("method.arms.") and key.endswith(".published"))
+    published = key.startswith("method.arms.") and key.endswith(".published")
+    return key in _FREE or published or _is_place(key.removeprefix("overrides."))
+
+
+def _is_place(key: str) -> bool:
+    """Whether a key says where data lies, which each machine knows for itself."""
+    return key.startswith("data.") and key.rpartition(".")[2] == "root"
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a configuration says how a trial trains: not where it is recorded."""
     aside = ("trainer.logger", "trainer.default_root_dir", "name", "seed_everything", "ckpt_path")
     plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
-    return {key: value for key, value in plain.items() if not key.startswith(aside)}
+    return {
+        key: value
+        for key, value in plain.items()
+        if not key.startswith(aside) and not _is_place(key)
+    }
 
 
 def _key(params: Mapping[str, Any]) -> str:

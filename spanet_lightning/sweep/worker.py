@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -358,12 +359,12 @@ class Worker:
             time.sleep(min(left, _TICK))
 
 
-def serve(order: Order, alive: int, log: Path) -> None:
+def serve(order: Order, alive: Connection, log: Path) -> None:
     """Be the process of a worker.
 
     Args:
         order: What to do.
-        alive: Descriptor that ends when the command does that started the worker.
+        alive: Ends when the command does that started the worker.
         log: File for what it says.
     """
     os.setpgid(0, 0)  # Ctrl-C is the command's to act on
@@ -384,9 +385,8 @@ def serve(order: Order, alive: int, log: Path) -> None:
         signal.signal(signal.SIGINT, stop)
 
         def watch() -> None:
-            with suppress(OSError):
-                while os.read(alive, 64):
-                    pass
+            with suppress(OSError, EOFError):
+                alive.recv_bytes()
             worker.why = worker.why or "the end of its command"
 
         threading.Thread(target=watch, daemon=True).start()
