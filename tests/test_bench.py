@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from spanet_lightning import SPANet, SPANetV2, app, tracking
-from spanet_lightning.bench import growth, memory, photos, report, tables
+from spanet_lightning.bench import dense, growth, memory, photos, report, tables
 from spanet_lightning.bench.coco_loaders import coco_loaders
 from spanet_lightning.bench.growth import Point, fit, predicted_terms
 from spanet_lightning.bench.loaders import LoaderSettings, seconds_per_image
@@ -29,9 +29,11 @@ from spanet_lightning.bench.settings import Settings
 from spanet_lightning.bench.subjects import IMPLS, Subject, build_all, parse, parse_against
 from spanet_lightning.bench.timing import alternate, speedups, spread, timed
 from spanet_lightning.data import CocoDataModule
+from spanet_lightning.heads import DenseModel, MaskRCNN
 from tests.helpers import images, refused
 
 CPU = torch.device("cpu")
+SMALL = dense.DenseSettings(device="cpu", backbone="test_spanetv2", size=64, height=48)
 QUICK = ("--rounds=1", "--seconds=0", "--batch=2", "--device=cpu")
 
 
@@ -39,6 +41,36 @@ def run(*args: str) -> dict:
     """Run a benchmark and return its JSON document."""
     app.main(["bench", *args, "--json", "found.json"])
     return json.loads(Path("found.json").read_text(encoding="utf-8"))
+
+
+# Heads ----------------------------------------------------------------------------------------
+
+
+def test_heads_are_measured_with_work_to_do_beside_their_backbone_alone():
+    args = ("SemanticFPN", "UPerNet", "--backbone=test_spanetv2", "--size=64x48", *QUICK)
+    found = run("heads", *args)
+    modes = [(row["subject"], row["mode"]) for row in found["results"]]
+    names = (dense.BACKBONE, "SemanticFPN", "UPerNet")
+    assert modes == [(name, mode) for mode in ("eval", "train") for name in names]
+    parameters = {row["subject"]: row["parameters"] for row in found["results"]}
+    whole = dense.build("UPerNet", SMALL)
+    assert parameters["UPerNet"] == sum(p.numel() for p in whole.parameters())
+    assert all(row["memory"]["peak"] > row["memory"]["standing"] for row in found["results"])
+    assert [row["against"] for row in found["ratios"]] == [dense.BACKBONE] * 4
+
+
+def test_a_measured_detector_finds_as_much_as_it_may():
+    # Random scores are below the threshold: the mask head would not have run.
+    head = MaskRCNN(width=16, hidden=16, test_proposals=40, max_detections=20)
+    model = DenseModel(SPANetV2(variant="test"), head, 5).eval()
+    _, detect = dense._work(model, SMALL.images(), SMALL)
+    with torch.inference_mode():
+        assert [len(found["mask_probs"]) for found in detect()] == [20, 20]
+
+
+@pytest.mark.parametrize("args", [("MaskRCN",), ("--size=640",), ("--backbone=resnet50",)])
+def test_what_is_no_head_size_or_backbone_of_ours_is_named(args, capsys):
+    assert args[0].split("=")[-1] in refused(["bench", "heads", *args, *QUICK], capsys, app.main)
 
 
 # Timing ---------------------------------------------------------------------------------------

@@ -26,7 +26,10 @@ def show(found: Document) -> None:
         highlight=False,
     )
     if "dtype" in settings:
-        size = f", {settings['size']} px" if found["benchmark"] != "resolution" else " of 224 px"
+        size = {
+            "resolution": " of 224 px",
+            "heads": f", {settings['size']}×{settings.get('height')} px",
+        }.get(found["benchmark"], f", {settings['size']} px")
         out.print(
             f"{settings['dtype']}, {settings['layout']}, compile {settings['compile']}"
             f"{', frozen' if settings['freeze'] else ''}, batch {settings['batch']}{size}",
@@ -130,6 +133,36 @@ def _data(out: Console, found: Document) -> None:
     out.print(table)
 
 
+def _heads(out: Console, found: Document) -> None:
+    for mode in dict.fromkeys(row["mode"] for row in found["results"]):
+        title = {"eval": "Evaluation", "train": "Training step"}[mode]
+        table = _table(
+            f"{title}, on {found['settings']['backbone']}",
+            *("head", "images/s", "ms/image", "spread\n%", "peak\nMB"),
+            *("parameters\nM", "G MACs\n/image", "time\n×", "memory\n×"),
+        )
+        ratios = {row["subject"]: row for row in _of(found["ratios"], mode)}
+        for row in _of(found["results"], mode):
+            beside = ratios.get(row["subject"])
+            table.add_row(
+                row["subject"],
+                f"{row['images_per_second']:.2f}",
+                f"{row['ms_per_image']:.0f}",
+                _width(row["seconds"]),
+                f"{row['memory']['peak'] / 1e6:.0f}",
+                f"{row['parameters'] / 1e6:.1f}",
+                f"{row['macs'] / 1e9:.0f}",
+                _NONE if beside is None else f"{1 / beside['speedup']['median']:.1f}",
+                _NONE if beside is None else f"{beside['memory']:.1f}",
+            )
+        out.print(table)
+    notes = [
+        "spread: distance of the quartiles of the rounds, over their median.",
+        "×: over the backbone alone, median of the rounds in alternation.",
+    ]
+    _print_notes(out, notes)
+
+
 def _resolution(out: Console, found: Document) -> None:
     subjects = list(dict.fromkeys(row["subject"] for row in found["results"]))
     times = {(r["size"], r["subject"]): r["ms_per_image"] for r in found["results"]}
@@ -153,7 +186,13 @@ def _resolution(out: Console, found: Document) -> None:
     out.print(fits)
 
 
-_SHOW = {"models": _models, "ops": _ops, "data": _data, "resolution": _resolution}
+_SHOW = {
+    "models": _models,
+    "ops": _ops,
+    "heads": _heads,
+    "data": _data,
+    "resolution": _resolution,
+}
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:

@@ -2,6 +2,7 @@
 
   models      whole models: evaluation and training step, time and memory, beside others
   ops         the token mixers alone, at each stage's shape, beside their floor
+  heads       detectors and segmentation heads on one backbone, beside the backbone alone
   data        our loaders beside timm's and torchvision's, on the same files
   resolution  time of an image from 112 to 896 px, beside the predicted growth
 
@@ -66,6 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="spectral_impl: the first is compared with the others (default: %(default)s)",
     )
     _add_settings(ops)
+
+    dense = add("heads", "detectors and segmentation heads on one backbone", _heads)
+    text = "what to measure (default: all)"
+    dense.add_argument("heads", nargs="*", metavar="HEAD", default=[], help=text)
+    text = "of every head (default: %(default)s)"
+    dense.add_argument("--backbone", default="spanetv2_s18_pure", metavar="MODEL", help=text)
+    text = "pixels of the images (default: %(default)s)"
+    dense.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help=text)
+    dense.add_argument("--mode", default="both", metavar="|".join((*MODES, "both")))
+    _add_settings(dense, size=False, batch=2, compiled=False)
 
     data = add("data", "our loaders beside timm's and torchvision's, on the same files", _data)
     data.add_argument(
@@ -159,6 +170,23 @@ def _ops(args: argparse.Namespace) -> Document:
     )
 
 
+def _heads(args: argparse.Namespace) -> Document:
+    # torchvision takes seconds to import.
+    from spanet_lightning.bench.dense import HEADS, DenseSettings, measure_dense
+
+    width, _, height = args.size.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise invalid("--size", args.size, "WIDTHxHEIGHT in pixels, such as 640x480")
+    names = {field.name for field in fields(DenseSettings)}
+    given = {key: value for key, value in vars(args).items() if key in names}
+    settings = DenseSettings(**{**given, "size": int(width), "height": int(height)})
+    modes = _modes(args.mode)
+    with settings.applied():
+        where = machine(settings.torch_device)
+        results, ratios = measure_dense(args.heads or HEADS, modes, settings, _say)
+    return report.document("heads", _command(args), settings, results, ratios, machine=where)
+
+
 def _data(args: argparse.Namespace) -> Document:
     # Lightning takes seconds to import, and only the data modules need it.
     from spanet_lightning.bench.coco_loaders import coco_loaders
@@ -232,15 +260,18 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_settings(parser: argparse.ArgumentParser, *, size: bool = True) -> None:
-    add, default = parser.add_argument, Settings(device="cpu")
+def _add_settings(
+    parser: argparse.ArgumentParser, *, size: bool = True, batch: int = 8, compiled: bool = True
+) -> None:
+    add, default = parser.add_argument, Settings(device="cpu", batch=batch)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--dtype", default=default.dtype, metavar="float32|tf32|bfloat16|float16")
     add("--layout", default=default.layout, metavar="channels_last|contiguous")
-    add("--compile", default=default.compile, metavar="none|default|max-autotune")
-    add("--dynamic", action="store_true", help="compile for any batch size, height and width")
-    add("--freeze", action="store_true", help="weights as constants of compiled evaluation")
-    at = "" if size else " of 224 px, fewer of larger ones"
+    if compiled:
+        add("--compile", default=default.compile, metavar="none|default|max-autotune")
+        add("--dynamic", action="store_true", help="compile for any batch size, height and width")
+        add("--freeze", action="store_true", help="weights as constants of compiled evaluation")
+    at = "" if size or not compiled else " of 224 px, fewer of larger ones"
     text = f"images in a batch{at} (default: {default.batch})"
     add("--batch", type=int, default=default.batch, help=text)
     if size:
@@ -285,7 +316,7 @@ def _command(args: argparse.Namespace) -> list[str]:
         value = getattr(args, key)
         if value == default or key in ("json", "mlflow", "measure"):
             continue
-        if key in ("models", "root"):
+        if key in ("models", "root", "heads"):
             words += value if isinstance(value, list) else [value]
         else:
             option = f"--{key.replace('_', '-')}"
