@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from spanet_lightning.errors import ConfigError
@@ -29,6 +30,7 @@ class Trial:
         state: Optuna's name of its state.
         values: Its objectives; empty where it has none.
         params: Optuna's parameters.
+        distributions: What they were drawn from.
         curve: Epoch and value of the first objective.
         record: What the engine kept.
         started: When a worker took it.
@@ -39,6 +41,7 @@ class Trial:
     state: str
     values: tuple[float, ...]
     params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
     curve: tuple[tuple[int, float], ...]
     record: TrialRecord
     started: datetime.datetime | None
@@ -89,8 +92,8 @@ class Budget:
     def unfinished(self) -> bool:
         """Whether trials are missing that were asked for."""
         ended = self.complete + self.pruned
-        return (
-            self.running + self.waiting > 0 or self.declared is not None and ended < self.declared
+        return self.running + self.waiting > 0 or (
+            self.declared is not None and ended < self.declared
         )
 
 
@@ -144,6 +147,7 @@ def _trial(frozen: FrozenTrial) -> Trial:
         state=frozen.state.name,
         values=tuple(frozen.values or ()),
         params=dict(frozen.params or frozen.system_attrs.get("fixed_params", {})),
+        distributions=dict(frozen.distributions),
         curve=tuple(sorted(frozen.intermediate_values.items())),
         record=TrialRecord.from_attrs(frozen.user_attrs),
         started=frozen.datetime_start,

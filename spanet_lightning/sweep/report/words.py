@@ -74,13 +74,18 @@ def scaled(value: float | None) -> str:
         return NONE
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:.0f} G"
+            return f"{three_digits(value / size)} {unit}"
     return f"{value:.0f}"
+
+
+def three_digits(value: float) -> str:
+    """Write a positive number in three digits: "1.23", "12.3", "123", "1234"."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def rate(value: float | None) -> str:
     """Write images a second in three digits."""
-    return NONE if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return NONE if value is None else three_digits(value)
 
 
 def duration(seconds: float | None) -> str:

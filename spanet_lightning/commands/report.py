@@ -1,0 +1,81 @@
+"""Write the report of a study: Markdown, a page of HTML that opens offline, CSV, JSON, figures.
+
+It is made from the storage alone, and of the same trials it is the same, byte for byte. A trial
+that was deleted or changed since it ended is refused by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from spanet_lightning.errors import ConfigError
+from spanet_lightning.summary import show
+from spanet_lightning.sweep.definition import Study
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `spanet report`."""
+    parser.add_argument(
+        "study", metavar="STUDY_OR_FILE", help="name of the study, or the file that defines it"
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="where the study is stored (default: sqlite:///sweeps.db)",
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="where to write (default: reports/STUDY)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the files and tell the verdict.
+
+    Raises:
+        ConfigError: If the study can't be read, was tampered with, or can't be written.
+    """
+    from spanet_lightning.sweep import storage
+    from spanet_lightning.sweep.report import build, png
+    from spanet_lightning.sweep.report.gather import gather
+
+    name, file_definition = _named(args.study)
+    stored = storage.load(args.storage or storage.DEFAULT_URL, name)
+    study = storage.definition_of(stored)
+    if file_definition is not None and file_definition.digest() != study.digest():
+        raise ConfigError(
+            f"{args.study}: is not what the stored study {name!r} was run with; to report what was "
+            f"run, give its name: spanet report {name}"
+        )
+    found = gather(stored, study)
+    folder = Path(args.output) if args.output else Path("reports") / name
+    made = build.files(found)
+    build.write(folder, made)
+    told = build.document(found)
+    figures = "SVG" if not png.available() else "SVG, PNG"
+    show(
+        study.question,
+        {
+            "verdict": told.verdict,
+            "note": "\n".join(told.warnings) or None,
+            "page": str(folder / "report.html"),
+            "text": str(folder / "report.md"),
+            "data": ", ".join(str(folder / one) for one in made if one.endswith(("json", "csv"))),
+            "figures": f"{folder / 'figures'} ({figures})",
+            "no PNG": (
+                None
+                if png.available()
+                else "needs matplotlib: pip install 'spanet-lightning[plots]'"
+            ),
+        },
+    )
+
+
+def _named(given: str) -> tuple[str, Study | None]:
+    """Return the name of a study, and its definition where a file was given."""
+    if not given.endswith((".yaml", ".yml")):
+        return given, None
+    from spanet_lightning.sweep.parse import read_study
+
+    study = read_study(given)
+    return study.name, study
