@@ -25,6 +25,7 @@ from spanet_lightning.heads.rcnn import (
     class_loss,
     mask_losses,
     own_deltas,
+    regions,
     sample_rois,
     select_by_class,
 )
@@ -142,14 +143,10 @@ class CascadeLayers(DetectionLayers):
         """Run pyramid and proposals, each box head on 1000 regions, each mask head on 100."""
         levels = self.neck(features)
         self.rpn(levels)
-        regions = features[0].new_empty(COUNTED_PROPOSALS, self.config.width, BOX_CELLS, BOX_CELLS)
         for head in self.box_heads:
-            head(regions)
-        regions = features[0].new_empty(
-            COUNTED_DETECTIONS, self.config.width, MASK_CELLS, MASK_CELLS
-        )
+            head(regions(levels[0], COUNTED_PROPOSALS, self.config.width, BOX_CELLS))
         for head in self.mask_heads:
-            head(regions)
+            head(regions(levels[0], COUNTED_DETECTIONS, self.config.width, MASK_CELLS))
 
     def losses(
         self,

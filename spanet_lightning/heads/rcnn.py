@@ -202,7 +202,7 @@ class FasterRCNNLayers(DetectionLayers):
         """Run pyramid and proposals, and the box head on 1000 regions."""
         levels = self.neck(features)
         self.rpn(levels)
-        self.box_head(_regions(levels, COUNTED_PROPOSALS, BOX_CELLS))
+        self.box_head(regions(levels[0], COUNTED_PROPOSALS, self.config.width, BOX_CELLS))
 
     def losses(
         self,
@@ -288,8 +288,7 @@ class MaskRCNNLayers(FasterRCNNLayers):
     def work(self, features: Sequence[Tensor]) -> None:
         """Run pyramid, proposals, box head on 1000 regions and mask head on 100."""
         super().work(features)
-        width = self.config.width
-        self.mask_head(features[0].new_empty(COUNTED_DETECTIONS, width, MASK_CELLS, MASK_CELLS))
+        self.mask_head(regions(features[0], COUNTED_DETECTIONS, self.config.width, MASK_CELLS))
 
     def _mask_losses(
         self, levels: Sequence[Tensor], sampled: Sequence[Sampled], targets: Sequence[Any]
@@ -361,6 +360,13 @@ def select_by_class(
     )
 
 
-def _regions(levels: Sequence[Tensor], count: int, cells: int) -> Tensor:
-    """Return an empty tensor like that of `count` pooled regions, for counting."""
-    return levels[0].new_empty(count, levels[0].shape[1], cells, cells)
+def regions(like: Tensor, count: int, width: int, cells: int) -> Tensor:
+    """Return an empty tensor as pooling gives it for `count` regions, for counting.
+
+    Args:
+        like: Gives type and device.
+        count: Regions.
+        width: Channels of the pyramid.
+        cells: Height and width of a pooled region.
+    """
+    return like.new_empty(count, width, cells, cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,16 @@ class DenseTask(Task):
     Raises:
         ConfigError: If a value is out of its range.
         CheckpointError: If `weights` can't be read or don't fit.
+
+    Attributes:
+        headline: Figures that the progress bar shows.
+        val_metric: Collects the figures under `val/`.
+        test_metric: Collects those under `test/`.
     """
+
+    headline: ClassVar[tuple[str, ...]] = ()
+    val_metric: Any
+    test_metric: Any
 
     def __init__(
         self,
@@ -80,6 +90,39 @@ class DenseTask(Task):
         self.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=images)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
+
+    # -- evaluation
+
+    def evaluate(self, batch: Any, batch_idx: int, metric: Any) -> None:
+        """Add a batch to `metric`, which is computed once the whole set has been seen."""
+        raise NotImplementedError
+
+    def figures(self, metric: Any) -> dict[str, Tensor]:
+        """Return the figures of the whole set by name."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the figures under `val/`."""
+        self.evaluate(batch, batch_idx, self.val_metric)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the figures under `test/`."""
+        self.evaluate(batch, batch_idx, self.test_metric)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures under `val/`."""
+        self._log_figures("val", self.val_metric)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures under `test/`."""
+        self._log_figures("test", self.test_metric)
+
+    def _log_figures(self, split: str, metric: Any) -> None:
+        figures = self.figures(metric)
+        metric.reset()
+        for name, value in figures.items():
+            value = value.to(self.device).float()
+            self.log(f"{split}/{name}", value, prog_bar=name in self.headline, sync_dist=True)
 
 
 def check_images(images: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import ClassVar, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -65,6 +65,8 @@ class DetectionTask(DenseTask):
         ConfigError: If a value is out of its range.
         CheckpointError: If `weights` can't be read or don't fit.
     """
+
+    headline: ClassVar[tuple[str, ...]] = ("box_ap", "mask_ap")
 
     def __init__(
         self,
@@ -132,35 +134,15 @@ class DetectionTask(DenseTask):
         losses = self.layers.losses(features, batch.sizes, batch.targets)
         return self.log_losses(losses, len(batch.images))
 
-    def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        """Add a batch to the figures under `val/`."""
-        self.evaluate(batch, batch_idx, self.val_metric)
-
-    def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        """Add a batch to the figures under `test/`."""
-        self.evaluate(batch, batch_idx, self.test_metric)
-
     def evaluate(self, batch: DetectionBatch, batch_idx: int, metric: CocoMetric) -> None:
         """Add a batch to `metric`, which is computed once the whole set has been seen."""
         if cheap_to_check(batch.images, batch_idx):
             check_images(batch.images)
         metric.add(self.find(batch), batch.targets)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures under `val/`."""
-        self._log("val", self.val_metric)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures under `test/`."""
-        self._log("test", self.test_metric)
-
-    def _log(self, split: str, metric: CocoMetric) -> None:
-        numbers = metric.numbers(self.class_names)
-        metric.reset()
-        for name, value in numbers.items():
-            shown = name in ("box_ap", "mask_ap")
-            value = value.to(self.device).float()
-            self.log(f"{split}/{name}", value, prog_bar=shown, sync_dist=True)
+    def figures(self, metric: CocoMetric) -> dict[str, Tensor]:
+        """Return COCO's numbers by name."""
+        return metric.numbers(self.class_names)
 
     def find(self, batch: DetectionBatch) -> list[Detections]:
         """Return what is found in each image, in pixels of the image as stored."""

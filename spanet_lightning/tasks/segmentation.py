@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypedDict, get_args
+from typing import ClassVar, Literal, TypedDict, get_args
 
 import torch
 from jaxtyping import Float
@@ -69,6 +69,8 @@ class SegmentationTask(DenseTask):
         ConfigError: If a value is out of its range.
         CheckpointError: If `weights` can't be read or don't fit.
     """
+
+    headline: ClassVar[tuple[str, ...]] = ("miou",)
 
     def __init__(
         self,
@@ -143,14 +145,6 @@ class SegmentationTask(DenseTask):
             losses["auxiliary"] = weight * loss
         return self.log_losses(losses, len(batch.images))
 
-    def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
-        """Add a batch to the figures under `val/`."""
-        self.evaluate(batch, batch_idx, self.val_metric)
-
-    def test_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
-        """Add a batch to the figures under `test/`."""
-        self.evaluate(batch, batch_idx, self.test_metric)
-
     def evaluate(
         self, batch: SegmentationBatch, batch_idx: int, metric: SegmentationMetric
     ) -> None:
@@ -160,21 +154,10 @@ class SegmentationTask(DenseTask):
         for labels, mask in zip(self.label_maps(batch), batch.masks, strict=True):
             metric.update(labels, mask)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures under `val/`."""
-        self._log("val", self.val_metric)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures under `test/`."""
-        self._log("test", self.test_metric)
-
-    def _log(self, split: str, metric: SegmentationMetric) -> None:
-        figures = metric.compute()
-        if self.per_class:
-            figures |= self._per_class(metric)
-        metric.reset()
-        for name, value in figures.items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "miou", sync_dist=True)
+    def figures(self, metric: SegmentationMetric) -> dict[str, Tensor]:
+        """Return mIoU and accuracies by name."""
+        figures: dict[str, Tensor] = metric.compute()
+        return figures | self._per_class(metric) if self.per_class else figures
 
     def _per_class(self, metric: SegmentationMetric) -> dict[str, Tensor]:
         names = self.class_names
