@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from spanet_lightning.cli.wording import one_line
@@ -24,6 +25,7 @@ _Result = TypeVar("_Result")
 
 ASSUMED_CLASSES = 1000
 """Classes of a model whose data is not here, where that is allowed."""
+_SEED = 0  # any: it changes nothing that is checked
 
 
 def check_study(study: Study, *, data: bool = True) -> None:
@@ -38,57 +40,60 @@ def check_study(study: Study, *, data: bool = True) -> None:
         ConfigError: For the first arm, value or name of a metric that is wrong, with its place.
         DataError: If the data set is not here.
     """
-    resolver = Resolver()
-    seed = 0
-    found = points(study)
     # Spelling first, of all of them: it is what is wrong most often, and the fastest to check.
-    commands = {point.name: fit_command(study, point.overrides, seed) for point in found}
+    runs = resolved(study)
     same: dict[str, str] = {}
-    for point in found:
-        flat = resolved(resolver, study, point, commands[point.name]).flat_config()
-        other = same.setdefault(fingerprint(flat), point.name)
+    for point, run in runs:
+        other = same.setdefault(fingerprint(run.flat), point.name)
         if other != point.name and study.is_ablation:
             raise ConfigError(
                 f"{place(study.where.get(f'arm/{point.name}', ''), 'ablation')}: the arms "
                 f"{other!r} and {point.name!r} train the same; expected a difference"
             )
     trainers: set[str] = set()
-    for point in found:
-        run = built(resolver, study, point, commands[point.name], data=data)
-        trainer = json.dumps(_trainer(run.flat_config()), sort_keys=True, default=str)
+    for point, run in runs:
+        build(study, point, run, data=data)
+        trainer = json.dumps(_trainer(run.flat), sort_keys=True, default=str)
         if trainer not in trainers:
             trainers.add(trainer)
             with_place(study, point, run.check_trainer)
-        check_metrics(study, run, point)
+        check_metrics(study, point, run)
 
 
-def resolved(resolver: Resolver, study: Study, point: Point, argv: list[str]) -> Resolved:
-    """Parse the command of a point; errors name the place in the study.
-
-    Raises:
-        ConfigError: If a key or a value is wrong.
-    """
-    return with_place(study, point, lambda: resolver.parse(argv))
-
-
-def built(
-    resolver: Resolver, study: Study, point: Point, argv: list[str], *, data: bool = True
-) -> Resolved:
-    """Parse the command of a point and build its data and model.
+def resolved(study: Study) -> list[tuple[Point, Resolved]]:
+    """Parse the command of every point.
 
     Args:
-        resolver: Parses it.
+        study: The study.
+
+    Raises:
+        ConfigError: If a key or a value is wrong; it names the place in the study.
+    """
+    resolver = Resolver()
+    found = []
+    for point in points(study):
+        argv = fit_command(study, point.overrides, _SEED)
+        found.append((point, with_place(study, point, partial(resolver.parse, argv))))
+    return found
+
+
+def build(study: Study, point: Point, run: Resolved, *, data: bool = True) -> bool:
+    """Build data and model of a point.
+
+    Args:
         study: The study, for the places of errors.
         point: The point.
-        argv: Its command.
+        run: Its command, parsed.
         data: Whether the data set must be here.
+
+    Returns:
+        Whether the data set is here; the model is for `ASSUMED_CLASSES` where it is not.
 
     Raises:
         SpanetError: If anything is wrong.
     """
-    run = resolved(resolver, study, point, argv)
 
-    def build() -> None:
+    def step() -> bool:
         try:
             run.build()
         except DataError:
@@ -96,18 +101,19 @@ def built(
             if data or not counts:
                 raise
             run.build(ASSUMED_CLASSES)
+            return False
+        return True
 
-    with_place(study, point, build)
-    return run
+    return with_place(study, point, step)
 
 
-def check_metrics(study: Study, run: Resolved, point: Point) -> None:
+def check_metrics(study: Study, point: Point, run: Resolved) -> None:
     """Refuse an objective, or a metric that checkpoints go by, that no run logs.
 
     Args:
         study: The study.
-        run: Built.
-        point: What was built.
+        point: One of its points.
+        run: Its command, built.
 
     Raises:
         ConfigError: If there is one.
@@ -121,7 +127,7 @@ def check_metrics(study: Study, run: Resolved, point: Point) -> None:
             _known(known, objective.metric, place(at, "objective.metric"), ("val", "train"))
     if study.test is not None:
         _known(known, study.test, place(study.where.get("test", ""), "test"), ("test",))
-    monitor = run.flat_config().get("checkpoint.monitor")
+    monitor = run.flat.get("checkpoint.monitor")
     if isinstance(monitor, str):
         with_place(
             study, point, lambda: _known(known, monitor, "checkpoint.monitor", ("val", "train"))

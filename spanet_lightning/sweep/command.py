@@ -7,6 +7,8 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,10 +123,10 @@ class Resolver:
     """
 
     def __init__(self) -> None:
-        self._parsed: Resolved | None = None
+        self._first: Resolved | None = None
 
     def parse(self, argv: Sequence[str]) -> Resolved:
-        """Parse a command line; what an earlier call returned is no longer valid.
+        """Parse a command line.
 
         Args:
             argv: What follows `lightning`.
@@ -132,22 +134,33 @@ class Resolver:
         Raises:
             ConfigError: If a key or a value is wrong.
         """
-        if self._parsed is None:
-            self._parsed = Resolved(argv)
-        else:
-            self._parsed.again(argv)
-        return self._parsed
+        if self._first is None:
+            self._first = Resolved(argv)
+            return self._first
+        return self._first.again(argv)
 
 
 class Resolved(Experiment):
     """An experiment that is parsed and checked, and built only on request, without its values."""
 
-    def again(self, argv: Sequence[str]) -> None:
-        """Parse another command line with the same parser."""
-        self.args = list(argv)
-        self.where = {}
-        self.parse_arguments(self.parser, self.args)
-        self.subcommand = self.config["subcommand"]
+    def again(self, argv: Sequence[str]) -> Resolved:
+        """Return another command line as the same parser parses it."""
+        other = copy(self)
+        other.args = list(argv)
+        for name in ("cost", "flat"):
+            other.__dict__.pop(name, None)
+        other.parse_arguments(self.parser, other.args)
+        other.subcommand = other.config["subcommand"]
+        return other
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The resolved configuration by dotted keys."""
+        return super().flat_config()
+
+    def flat_config(self) -> dict[str, Any]:
+        """Return the resolved configuration by dotted keys, which takes a while: only once."""
+        return self.flat
 
     def _set_seed(self) -> None:
         """Leave the random generators of this process, and its environment, alone."""
@@ -187,7 +200,6 @@ class Resolved(Experiment):
             raise blame.with_full_key(found, self.flat_config(), self.where) from error
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
-        self.__dict__.pop("cost", None)  # of the model before
 
     def check_trainer(self) -> None:
         """Let the Trainer check its arguments, on whatever hardware is here.
