@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 
 from spanet_lightning.sweep.definition import Ablation, Overrides
 from spanet_lightning.sweep.report import arm_figures, words
-from spanet_lightning.sweep.report.arms import COSTLY, Quantity, Row, metric_names
+from spanet_lightning.sweep.report.arms import COSTLY, Quantity, Row
 from spanet_lightning.sweep.report.document import (
     Block,
     Bullets,
@@ -19,9 +18,16 @@ from spanet_lightning.sweep.report.document import (
     Tone,
 )
 from spanet_lightning.sweep.report.gather import Gathered
-from spanet_lightning.sweep.statistics import ALPHA, LEAST_BOOTSTRAP, least_p, seeds_needed
+from spanet_lightning.sweep.statistics import (
+    ALPHA,
+    LEAST_BOOTSTRAP,
+    Comparison,
+    Interval,
+    least_p,
+    seeds_needed,
+)
 
-_FLAG = " ⚑"
+_FLAG = "\N{NO-BREAK SPACE}⚑"
 _BADGES: dict[str, str] = {
     "better": "▲ better",
     "worse": "▼ worse",
@@ -39,17 +45,18 @@ def verdict(found: Gathered, rows: Sequence[Row]) -> tuple[str, Tone]:
     method, objective = _method(found), found.study.objectives[0]
     others = [row for row in rows if not row.is_control]
     compared = [row for row in others if row.comparison is not None]
-    control = f"the control ({method.control})"
+    control = f"the control (**{method.control}**)"
     if not compared:
         return f"No answer yet: no arm can be compared with {control}.", "inconclusive"
     better = [r for r in compared if r.comparison and r.comparison.verdict == "better"]
     worse = [r for r in compared if r.comparison and r.comparison.verdict == "worse"]
-    parts = []
+    parts: list[str] = []
     for claimed, word in ((better, "better"), (worse, "worse")):
         if claimed:
             names = words.listed([_difference(row, rows, objective.metric) for row in claimed])
             verb = "is" if len(claimed) == 1 else "are"
-            parts.append(f"{names} {verb} {word} than {control} in {objective.metric}.")
+            than = f" than {control} in {objective.metric}" if not parts else ""
+            parts.append(f"{names} {verb} {word}{than}.")
     rest = [r for r in compared if r not in better and r not in worse]
     if not parts:
         n = max(len(r.comparison.seeds) for r in rest if r.comparison)
@@ -59,8 +66,8 @@ def verdict(found: Gathered, rows: Sequence[Row]) -> tuple[str, Tone]:
             parts.append(
                 f"Inconclusive: {words.counted(n, 'seed')} can't tell "
                 f"{words.counted(family, 'arm')} from {control}, however large the difference. "
-                f"The least p that the test could give is {least}; a claim needs "
-                f"{seeds_needed(family)} seeds or more."
+                f"The least corrected p that they could give is {least}; a claim needs at least "
+                f"{seeds_needed(family)} seeds."
             )
         else:
             parts.append(
@@ -91,6 +98,9 @@ def sections(found: Gathered, rows: Sequence[Row]) -> tuple[Section, ...]:
     results: list[Block] = [_quality(found, rows)]
     if any(row.trials for row in rows):
         results.append(arm_figures.seeds(rows, objective))
+    beside = _beside(found, rows)
+    if beside is not None:
+        results.append(beside)
     made = [Section("Results", tuple(results)), Section("Cost", (_cost(rows),))]
     if any(len(t.curve) > 0 for row in rows for t in row.trials):
         made.append(Section("Learning curves", (arm_figures.curves(rows, objective),)))
@@ -124,27 +134,9 @@ def changes(overrides: Overrides) -> str:
 
 
 def _quality(found: Gathered, rows: Sequence[Row]) -> Table:
-    study = found.study
-    first = study.objectives[0].metric
-    names = metric_names(found)
-    test = study.test
-    published = any(row.arm.published is not None for row in rows)
-    control_published = next((r.arm.published for r in rows if r.is_control), None)
-    places = {name: _places(rows, name) for name in names}
-    columns = [
-        Column("arm", numeric=False),
-        Column("seeds"),
-        Column(f"{first}, mean ± sd"),
-        Column("difference [95 % CI]"),
-        Column("p"),
-        Column("p, Holm"),
-        Column("verdict", numeric=False),
-    ]
-    columns += [Column(f"{name}, mean ± sd") for name in names[1:]]
-    if test:
-        columns.append(Column(f"{test}, difference"))
-    if published:
-        columns.append(Column("published"))
+    metrics = [objective.metric for objective in found.study.objectives]
+    first = metrics[0]
+    places = {name: _places(rows, name) for name in metrics}
     body = []
     for row in rows:
         quantity, compared = row.quantities[first], row.comparison
@@ -154,55 +146,97 @@ def _quality(found: Gathered, rows: Sequence[Row]) -> Table:
             Cell(_mean(quantity, first, places[first])),
         ]
         if row.is_control:
-            cells += [Cell(words.NONE)] * 3 + [Cell("control", "muted")]
+            cells += [Cell(words.NONE)] * 4 + [Cell("control", "muted")]
         elif compared is None:
-            cells += [Cell(words.NONE)] * 3 + [Cell("not compared", "flag")]
+            cells += [Cell(words.NONE)] * 4 + [Cell("not compared", "flag")]
         else:
             cells += [
-                Cell(_with_interval(quantity, places[first])),
+                Cell(words.signed(compared.mean, places[first])),
+                Cell(_interval(quantity.interval, places[first])),
                 Cell(words.p_value(compared.p)),
                 Cell(words.p_value(compared.holm_p)),
-                Cell(_BADGES[compared.verdict], compared.verdict),
+                Cell(_badge(compared), compared.verdict),
             ]
-        cells += [Cell(_mean(row.quantities[name], name, places[name])) for name in names[1:]]
-        if test:
-            text = (
-                words.NONE if row.is_control else _with_interval(row.quantities[test], places[test])
-            )
-            cells.append(Cell(text))
-        if published:
-            cells.append(Cell(_published(row, control_published)))
+        cells += [Cell(_mean(row.quantities[name], name, places[name])) for name in metrics[1:]]
         body.append(tuple(cells))
-    return Table(
-        caption=f"Each arm beside the control, by {first}",
-        columns=tuple(columns),
-        rows=tuple(body),
-        notes=tuple(_notes(found, rows, published=published)),
-        strong=tuple(i for i, row in enumerate(rows) if row.is_control),
-    )
-
-
-def _notes(found: Gathered, rows: Sequence[Row], *, published: bool) -> list[str]:
-    intervals = [q.interval for row in rows for q in row.quantities.values() if q.interval]
     notes = []
-    if any(one.method == "student" for one in intervals):
+    shown = [row.comparison.interval for row in rows if row.comparison is not None]
+    if any(one is not None and one.method == "student" for one in shown):
         notes.append(
             f"†: of fewer than {LEAST_BOOTSTRAP} seeds (or of mostly equal differences) there is "
             "no sound bootstrap; this is Student's interval, which supposes normal differences."
         )
     if any(row.costly for row in rows):
         notes.append(f"⚑: MACs differ from the control's by more than {100 * COSTLY:.0f} %.")
+    return Table(
+        caption=f"Each arm beside the control, by {first}",
+        columns=(
+            Column("arm", numeric=False),
+            Column("seeds"),
+            Column(f"{first}, mean ± sd"),
+            Column("difference"),
+            Column("95 % CI"),
+            Column("p"),
+            Column("p, Holm"),
+            Column("verdict", numeric=False),
+            *(Column(f"{name}, mean ± sd") for name in metrics[1:]),
+        ),
+        rows=tuple(body),
+        notes=tuple(notes),
+        strong=_controls(rows),
+    )
+
+
+def _beside(found: Gathered, rows: Sequence[Row]) -> Table | None:
+    """Return the table of the test split and of what is published; None without either."""
+    test, first = found.study.test, found.study.objectives[0].metric
+    control = next((row.arm.published for row in rows if row.is_control), None)
+    columns, notes, subjects = [Column("arm", numeric=False)], [], []
+    lines = [[Cell(row.arm.name)] for row in rows]
+    if test:
+        subjects.append("on the test split")
+        places = _places(rows, test)
+        columns += [Column(f"{test}, mean ± sd"), Column("difference")]
+        for line, row in zip(lines, rows, strict=True):
+            difference = None if row.is_control else row.quantities[test].difference
+            line.append(Cell(_mean(row.quantities[test], test, places)))
+            line.append(Cell(words.signed(difference, places)))
+        notes.append(
+            f"{test} is of the checkpoint that was best on validation, evaluated once when its "
+            "training had ended. No verdict is made by it."
+        )
+    published = [row.arm.published for row in rows if row.arm.published is not None]
     if published:
+        subjects.append("beside what is published")
+        columns += [
+            Column("published"),
+            Column("difference, published"),
+            Column(f"difference, here ({first})"),
+        ]
+        digits = _digits(published)
+        for line, row in zip(lines, rows, strict=True):
+            value = row.arm.published
+            theirs = None
+            if value is not None and control is not None and not row.is_control:
+                theirs = value - control
+            ours = row.comparison.mean if row.comparison else None
+            line.append(Cell(words.number(value, digits)))
+            line.append(Cell(words.signed(theirs, digits)))
+            line.append(Cell(words.signed(ours, _places(rows, first))))
         notes.append(
-            "published: the paper's figure, in its unit and on its data set; in brackets its "
-            "difference to the published control. The directions may be compared, not the values."
+            "Published figures are in the paper's unit and of its data set, of one seed where the "
+            "paper does not say otherwise: directions may be compared, sizes not."
         )
-    if found.study.test:
-        notes.append(
-            f"{found.study.test} is of the checkpoint that was best on validation, evaluated once "
-            "when its training had ended. No verdict is made by it."
-        )
-    return notes
+    if not subjects:
+        return None
+    caption = f"The arms {words.listed(subjects)}"
+    return Table(
+        caption=caption,
+        columns=tuple(columns),
+        rows=tuple(tuple(line) for line in lines),
+        notes=tuple(notes),
+        strong=_controls(rows),
+    )
 
 
 def _cost(rows: Sequence[Row]) -> Table:
@@ -233,7 +267,7 @@ def _cost(rows: Sequence[Row]) -> Table:
             "seeds, measured in training, beside whatever else ran on the machine: they are no "
             "benchmark (`spanet bench models` is).",
         ),
-        strong=tuple(i for i, row in enumerate(rows) if row.is_control),
+        strong=_controls(rows),
     )
 
 
@@ -283,7 +317,7 @@ def _reading(found: Gathered, rows: Sequence[Row]) -> Bullets:
 def _difference(row: Row, rows: Sequence[Row], metric: str) -> str:
     places = _places(rows, metric)
     found = row.quantities[metric]
-    text = f"{row.arm.name} ({words.signed(found.difference, places)}"
+    text = f"**{row.arm.name}** ({words.signed(found.difference, places)}"
     if found.interval is not None:
         low, high = found.interval.low, found.interval.high
         text += f", 95 % CI {words.signed(low, places)} to {words.signed(high, places)}"
@@ -303,26 +337,25 @@ def _mean(quantity: Quantity, metric: str, places: int) -> str:
     return words.spread(quantity.mean, quantity.sd, places)
 
 
-def _with_interval(quantity: Quantity, places: int) -> str:
-    if quantity.difference is None:
-        return words.NONE
-    text = words.signed(quantity.difference, places)
-    if quantity.interval is None:
-        return text
-    low, high = quantity.interval.low, quantity.interval.high
-    mark = "†" if quantity.interval.method == "student" else ""
-    return f"{text} [{words.signed(low, places)}, {words.signed(high, places)}]{mark}"
+def _badge(found: Comparison) -> str:
+    text = _BADGES[found.verdict]
+    return text if found.can_claim else f"{text}: too few seeds"
 
 
-def _published(row: Row, control: float | None) -> str:
-    value = row.arm.published
-    if value is None:
+def _interval(found: Interval | None, places: int) -> str:
+    if found is None:
         return words.NONE
-    places = 1 if math.isclose(value, round(value, 1)) else 2
-    text = words.number(value, places)
-    if row.is_control or control is None:
-        return text
-    return f"{text} ({words.signed(value - control, places)})"
+    mark = " †" if found.method == "student" else ""
+    return f"{words.signed(found.low, places)} to {words.signed(found.high, places)}{mark}"
+
+
+def _digits(values: Sequence[float]) -> int:
+    """Return the decimals with which figures were published, which is all that is known of them."""
+    return next(n for n in range(7) if n == 6 or all(abs(v - round(v, n)) < 1e-9 for v in values))
+
+
+def _controls(rows: Sequence[Row]) -> tuple[int, ...]:
+    return tuple(i for i, row in enumerate(rows) if row.is_control)
 
 
 def _relative(row: Row) -> str:

@@ -161,6 +161,14 @@ def _provenance(found: Gathered) -> tuple[Block, ...]:
     ]
     if not ended:
         return tuple(blocks)
+    written = {name: [write(t) for t in ended] for name, write in _ORIGINS.items()}
+    shared = {name: texts[0] for name, texts in written.items() if len(set(texts)) == 1}
+    if shared and len(ended) > 1:
+        same = "; ".join(f"{name} {text}" for name, text in shared.items())
+        blocks.append(f"The same for every row: {same}.")
+    else:
+        shared = {}
+    columns = {name: texts for name, texts in written.items() if name not in shared}
     blocks.append(
         Table(
             caption="Where each value comes from",
@@ -169,13 +177,18 @@ def _provenance(found: Gathered) -> tuple[Block, ...]:
                 Column("what it was", numeric=False),
                 Column("state", numeric=False),
                 Column(found.study.objectives[0].metric),
-                Column("commit", numeric=False),
-                Column("config", numeric=False),
-                Column("data", numeric=False),
-                Column("hardware", numeric=False),
-                Column("run", numeric=False),
+                *(Column(name, numeric=False) for name in columns),
             ),
-            rows=tuple(_origin(t) for t in ended),
+            rows=tuple(
+                (
+                    Cell(str(t.number)),
+                    Cell(_label(t)),
+                    Cell(t.state.lower()),
+                    Cell(words.plain(t.values[0]) if t.values else words.NONE),
+                    *(Cell(texts[i]) for texts in columns.values()),
+                )
+                for i, t in enumerate(ended)
+            ),
             notes=(
                 ("+: with changes that were not committed.",)
                 if any(t.record.dirty for t in ended)
@@ -188,23 +201,17 @@ def _provenance(found: Gathered) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _origin(trial: Trial) -> tuple[Cell, ...]:
-    record = trial.record
-    commit = (
-        f"`{record.commit[:10]}`{' +' if record.dirty else ''}" if record.commit else words.NONE
-    )
-    value = words.plain(trial.values[0]) if trial.values else words.NONE
-    return (
-        Cell(str(trial.number)),
-        Cell(_label(trial)),
-        Cell(trial.state.lower()),
-        Cell(value),
-        Cell(commit, "flag" if record.dirty else ""),
-        Cell(_code(record.config_hash[:10])),
-        Cell(record.data or words.NONE),
-        Cell(record.hardware or words.NONE),
-        Cell(_code(record.run_id)),
-    )
+def _commit(trial: Trial) -> str:
+    return _code(trial.record.commit[:10]) + (" +" if trial.record.dirty else "")
+
+
+_ORIGINS: dict[str, Callable[[Trial], str]] = {
+    "commit": _commit,
+    "data": lambda t: t.record.data or words.NONE,
+    "hardware": lambda t: t.record.hardware or words.NONE,
+    "config": lambda t: _code(t.record.config_hash[:10]),
+    "run": lambda t: _code(t.record.run_id),
+}
 
 
 def _experiment(found: Gathered) -> tuple[Block, ...]:

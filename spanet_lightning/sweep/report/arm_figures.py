@@ -41,7 +41,7 @@ def seeds(rows: Sequence[Row], objective: Objective) -> Scene:
         objective: What they are compared by.
     """
     widest = max(text_width(row.arm.name) for row in rows)
-    label = min(250.0, max(120.0, widest + 8))
+    label = min(270.0, max(120.0, widest + 28))
     count = max(len(row.trials) for row in rows)
     row_height = max(46.0, 16.0 + 7.0 * count)
     top, gap, verdict = 44.0, 44.0, 112.0
@@ -58,8 +58,8 @@ def seeds(rows: Sequence[Row], objective: Objective) -> Scene:
         canvas.add(Box(0, top + i * row_height, _WIDTH, row_height, "band", 0.7))
     better = "more is better →" if objective.goal == "max" else "← less is better"
     for one, note in ((left, f"{objective.metric}   ({better})"), (right, "arm − control")):
-        write = tick_writer(one, 5)
-        canvas.add(*horizontal(one, top, bottom, note, write, 5))
+        write = tick_writer(one, 6)
+        canvas.add(*horizontal(one, top, bottom, note, write, 6))
     control = next((row for row in rows if row.is_control), None)
     if control is not None and control.trials:
         x = left(control.quantities[objective.metric].mean)
@@ -174,9 +174,9 @@ def curves(rows: Sequence[Row], objective: Objective) -> Scene:
         across = axis(epochs, x0, x0 + width, pad=0.02)
         up = axis(values, y0 + height, y0, pad=0.05)
         ink = _ink(row)
-        write = tick_writer(up, 4) if i % columns == 0 else lambda _: ""
+        write = tick_writer(up, 5) if i % columns == 0 else lambda _: ""
         label = objective.metric if i % columns == 0 else ""
-        canvas.add(*vertical(up, x0, x0 + width, label, write, 4))
+        canvas.add(*vertical(up, x0, x0 + width, label, write, 5))
         whole = [t for t in across.ticks(6) if t == round(t)]
         canvas.add(
             *(

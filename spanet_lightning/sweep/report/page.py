@@ -18,9 +18,9 @@ from spanet_lightning.sweep.report.document import (
 from spanet_lightning.sweep.report.scene import Scene
 
 _STYLE = """
-:root { color-scheme: light dark; LIGHT --paper: #fff; --panel: #f7f9fb; --line: #d9dfe7;
+:root { color-scheme: light dark; LIGHT --panel: #f7f9fb; --line: #d9dfe7;
   --warn: #8a5a00; --warn-back: #fff6e0; --code: #eef1f5; }
-@media (prefers-color-scheme: dark) { :root { DARK --paper: #14181f; --panel: #1a2029;
+@media (prefers-color-scheme: dark) { :root { DARK --panel: #1a2029;
   --line: #323b49; --warn: #f0c264; --warn-back: #2c2615; --code: #222a35; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--text); font: 16px/1.55 FONT; }
@@ -28,7 +28,7 @@ main { max-width: 1104px; margin: 0 auto; padding: 40px 32px 80px; }
 header .kind { color: var(--muted); font-size: 13px; letter-spacing: .08em;
   text-transform: uppercase; margin: 0 0 8px; }
 h1 { font-size: 30px; line-height: 1.25; margin: 0 0 20px; max-width: 30em; text-wrap: balance; }
-h2 { font-size: 21px; margin: 56px 0 14px; padding-top: 18px; border-top: 1px solid var(--line); }
+h2 { font-size: 21px; margin: 44px 0 12px; padding-top: 18px; border-top: 1px solid var(--line); }
 p, li { max-width: 52em; }
 .verdict { border-left: 5px solid var(--control); background: var(--panel); font-size: 18px;
   line-height: 1.5; padding: 16px 22px; margin: 0 0 22px; border-radius: 0 8px 8px 0; }
@@ -49,7 +49,7 @@ nav a:hover, nav a:focus { text-decoration: underline; }
 .wide:focus-visible { outline: 2px solid var(--main); outline-offset: 3px; }
 table { border-collapse: collapse; font-size: 14px; line-height: 1.4; min-width: 50%; }
 caption { text-align: left; color: var(--muted); font-size: 14px; padding: 0 0 8px; }
-th, td { padding: 8px 14px; text-align: left; vertical-align: top; }
+th, td { padding: 8px 11px; text-align: left; vertical-align: top; }
 th:first-child, td:first-child { padding-left: 8px; }
 thead th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 500; }
@@ -57,10 +57,12 @@ tbody tr { border-bottom: 1px solid var(--grid); }
 tbody tr:hover { background: var(--band); }
 tr.strong th, tr.strong td { background: var(--panel); font-weight: 600; }
 th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; }
-table.results td { white-space: nowrap; }
+td.n, td code { white-space: nowrap; }
 td.better { color: var(--better); font-weight: 600; white-space: nowrap; }
 td.worse { color: var(--worse); font-weight: 600; white-space: nowrap; }
-td.inconclusive, td.muted { color: var(--muted); white-space: nowrap; }
+td.inconclusive, td.muted { color: var(--muted); }
+td.inconclusive { min-width: 8.8em; }
+tbody th { min-width: 9em; } tbody th.n { min-width: 0; }
 td.flag { color: var(--warn); }
 .note { color: var(--muted); font-size: 13.5px; margin: 6px 0; }
 figure { margin: 26px 0 8px; }

@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 from spanet_lightning.sweep.report.scene import Box, Dot, Line, Mark, Scene
-from spanet_lightning.sweep.report.svg import LIGHT, PAPER
+from spanet_lightning.sweep.report.svg import LIGHT
 
 _DPI = 100  # a pixel of the scene is a hundredth of an inch
 _SHARPER = 2
@@ -31,7 +31,7 @@ def png(scene: Scene) -> bytes:
     with mpl.rc_context():
         mpl.rcdefaults()
         figure = Figure(figsize=(scene.width / _DPI, scene.height / _DPI), dpi=_DPI)
-        figure.set_facecolor(PAPER)
+        figure.set_facecolor(LIGHT["paper"])
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, scene.width), ylim=(scene.height, 0))
         axes.axis("off")

@@ -7,11 +7,11 @@ Coordinates are in pixels, from the top left corner.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Ink = Literal["text", "muted", "grid", "band", "main", "control", "better", "worse", "ramp"]
+Ink = Literal["text", "muted", "grid", "band", "main", "control", "better", "worse", "paper"]
 Anchor = Literal["start", "middle", "end"]
 Shape = Literal["circle", "diamond", "cross"]
 Point = tuple[float, float]
@@ -284,11 +284,6 @@ def tick_writer(found: Axis, about: int) -> Callable[[float], str]:
     return lambda value: number(value, places)
 
 
-def path(xs: Sequence[float], ys: Sequence[float]) -> tuple[Point, ...]:
-    """Return points of two sequences."""
-    return tuple(zip(xs, ys, strict=True))
-
-
 @dataclass
 class Canvas:
     """Marks as they come."""
@@ -318,7 +313,7 @@ def _cut(line: str, width: float, size: float) -> str:
 
 def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+    return min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / rough)))
 
 
 def _log_ticks(low: float, high: float, about: int) -> list[float]:

@@ -11,6 +11,7 @@ from spanet_lightning.sweep.report.importance import EVALUATOR, Importance
 from spanet_lightning.sweep.report.scene import (
     NORMAL,
     SMALL,
+    Anchor,
     Axis,
     Box,
     Canvas,
@@ -79,7 +80,10 @@ def history(trials: Sequence[Trial], objective: Objective) -> Scene:
             f"{len(pruned)} pruned in their order. Best: "
             + (f"trial {best[-1][0]} with {words.plain(best[-1][1])}." if best else "none.")
         ),
-        caption="Dots: complete trials. Crosses: pruned ones, at their last value. Line: the best.",
+        caption=(
+            "Dots: complete trials. Crosses: pruned ones, at their last value. Line: the best "
+            "so far."
+        ),
         marks=tuple(canvas.marks),
     )
 
@@ -158,8 +162,10 @@ def parallel(
         x = left + i * step
         name = one.metric if isinstance(one, Objective) else one.name
         bold = isinstance(one, Objective)
-        for j, text in enumerate(wrapped(name, step - 8, NORMAL)):
-            canvas.add(Text(x, 20 + 16 * j, text, "text", NORMAL, "middle", bold=bold))
+        heading = wrapped(name, step - 8, NORMAL)
+        for j, text in enumerate(heading):
+            y = top - 18 - 16 * (len(heading) - 1 - j)
+            canvas.add(Text(x, y, text, "text", NORMAL, "middle", bold=bold))
         canvas.add(Line(((x, top - 6), (x, bottom + 6)), "muted", 1))
         if i < len(columns):
             ticks = columns[i].ticks(step)
@@ -169,11 +175,13 @@ def parallel(
             ticks = [(goal(t), write(t)) for t in goal.ticks(5)]
         for y, text in ticks:
             canvas.add(Line(((x - 3, y), (x + 3, y)), "muted", 1))
+            # On a patch of paper, because lines run there too.
+            canvas.add(Box(x + 5, y - 8, text_width(text, SMALL) + 3, 16, "paper", 0.8))
             canvas.add(Text(x + 7, y + 4, text, "text", SMALL))
     return Scene(
         name="parallel",
         width=_WIDTH,
-        height=bottom + 24,
+        height=bottom + 48,
         title="Parameters and objectives of each trial",
         alt=(
             f"{words.counted(len(trials), 'trial')} as lines through "
@@ -182,7 +190,7 @@ def parallel(
         ),
         caption=(
             "A line for each complete trial; the best tenth by the first objective is in front. "
-            "A line passes below an axis whose parameter the trial does not have."
+            "“None” below an axis: the trial does not have this parameter."
         ),
         marks=tuple(canvas.marks),
     )
@@ -224,7 +232,12 @@ def pareto(
         x, y = across(trial.values[1]), up(trial.values[0])
         if ahead:
             canvas.add(Dot(x, y, 6, "better", "diamond", title=title))
-            canvas.add(Text(x + 8, y - 6, str(trial.number), "text", SMALL))
+            # On the side of the front where no trial is.
+            left = second.goal == "min"
+            aside: Anchor = "end" if left else "start"
+            canvas.add(
+                Text(x + (-8 if left else 8), y - 6, str(trial.number), "text", SMALL, aside)
+            )
         else:
             canvas.add(Dot(x, y, 3.6, "main", opacity=0.5, title=title))
     numbers = words.listed([str(t.number) for t in best]) if best else "none"
@@ -276,7 +289,8 @@ class _Column:
         self, parameter: Parameter, trials: Sequence[Trial], bottom: float, top: float
     ) -> None:
         self.name = parameter.name
-        self.below = bottom + 14
+        self.below = bottom + 28
+        self.missing = any(self.name not in t.params for t in trials)
         self.labels = list(parameter.values) if isinstance(parameter, Choice) else []
         if isinstance(parameter, Choice):
             self.axis = Axis(-0.5, len(self.labels) - 0.5, bottom, top)
@@ -290,23 +304,24 @@ class _Column:
     def at(self, trial: Trial) -> float:
         """Return where a trial's line passes."""
         value = trial.params.get(self.name)
-        if value is None:
-            return self.below
-        if not self.labels:
-            return self.axis(value)
         # Lines of the same label are spread, so that their number is to be seen.
         spread = (self.order[trial.number] + 0.5) / self.count - 0.5
+        if value is None:
+            return self.below + 14 * spread
+        if not self.labels:
+            return self.axis(value)
         return self.axis(self.labels.index(value) + 0.35 * spread)
 
     def ticks(self, room: float) -> list[tuple[float, str]]:
         """Return where a label is, and what it says."""
+        none = [(self.below, "none")] if self.missing else []
         if self.labels:
-            return [
+            return none + [
                 (self.axis(i), wrapped(str(label), room - 14, SMALL, 1)[0])
                 for i, label in enumerate(self.labels)
             ]
         write = tick_writer(self.axis, 5)
-        return [(self.axis(t), write(t)) for t in self.axis.ticks(5)]
+        return none + [(self.axis(t), write(t)) for t in self.axis.ticks(5)]
 
 
 def _steps(points: list[tuple[float, float]], second: Objective) -> tuple[tuple[float, float], ...]:

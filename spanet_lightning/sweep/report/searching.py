@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from spanet_lightning.sweep.definition import Choice, Parameter, Search
 from spanet_lightning.sweep.report import search_figures, words
@@ -18,6 +18,7 @@ from spanet_lightning.sweep.report.document import (
 )
 from spanet_lightning.sweep.report.gather import Gathered, Trial
 from spanet_lightning.sweep.report.importance import LEAST_TRIALS, importances
+from spanet_lightning.sweep.statistics import mean_sd
 
 _SHOWN = 10
 
@@ -108,25 +109,30 @@ def _best(found: Gathered) -> Table:
         order = order[:_SHOWN]
     columns = [Column("trial"), *(Column(o.metric) for o in objectives)]
     columns += [Column(p.name, numeric=not isinstance(p, Choice)) for p in method.space]
-    columns += [Column("parameters"), Column("MACs"), Column("training time")]
+    costs: dict[str, tuple[str, Callable[[Trial], str]]] = {
+        "cost/parameters": ("parameters", lambda t: words.scaled(t.record.parameters)),
+        "cost/macs": ("MACs", lambda t: words.scaled(t.record.macs)),
+        "cost/train_seconds": ("training time", lambda t: words.duration(t.record.train_seconds)),
+    }
+    shown = [costs[name] for name in costs if name not in [o.metric for o in objectives]]
+    columns += [Column(title) for title, _ in shown]
     if study.test:
         columns.append(Column(study.test))
+    # One digit more than a mean would deserve: the order of the trials is to be seen.
+    columns_of = [[t.values[i] for t in found.complete] for i in range(len(objectives))]
+    places = [words.decimals([mean_sd(v)[1]], v) + 1 for v in columns_of]
     body = []
     for trial in order:
-        record = trial.record
         cells = [Cell(str(trial.number))]
-        for objective, value in zip(objectives, trial.values, strict=True):
+        for i, objective in enumerate(objectives):
+            value = trial.values[i]
             whole = objective.metric in ("cost/parameters", "cost/macs")
-            cells.append(Cell(words.scaled(value) if whole else words.plain(value)))
+            cells.append(Cell(words.scaled(value) if whole else words.number(value, places[i])))
         cells += [Cell(_param(trial, p)) for p in method.space]
-        cells += [
-            Cell(words.scaled(record.parameters)),
-            Cell(words.scaled(record.macs)),
-            Cell(words.duration(record.train_seconds)),
-        ]
+        cells += [Cell(write(trial)) for _, write in shown]
         if study.test:
-            known = trial.number in selected and study.test in record.test
-            cells.append(Cell(words.plain(record.test[study.test]) if known else words.NONE))
+            tested = trial.record.test.get(study.test) if trial.number in selected else None
+            cells.append(Cell(words.number(tested, places[0])))
         body.append(tuple(cells))
     notes = []
     if study.test:
@@ -174,14 +180,16 @@ def _space(found: Gathered) -> Table:
 
 def _reading(found: Gathered) -> Bullets:
     method = _method(found)
-    pruner = "nothing is pruned" if method.pruner == "none" else f"{method.pruner} ends weak trials"
+    pruner = f"its {method.pruner} pruner ends weak trials"
+    if method.pruner == "none":
+        pruner = "nothing is pruned"
     return Bullets(
         (
             f"**Who drew**: Optuna's {method.sampler} sampler, seed {method.seed}; {pruner}. Every "
             f"trial trains with seed {method.train_seed}.",
             "**The best** of many trials looks better than it is: part of what put it in front is "
             "chance. Its figure on the test split is free of that; its rank is not.",
-            "**Importance** says where the good trials of *this* space and *this* budget were; it "
+            "**Importance** says where the good trials of this space and this budget were; it "
             "is no effect size, and it changes with the ranges.",
             "**Pruned** trials are in the history and in nothing else.",
         )

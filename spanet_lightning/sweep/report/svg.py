@@ -15,7 +15,7 @@ LIGHT: dict[Ink, str] = {
     "control": "#5f6b7a",
     "better": "#0d7a5f",
     "worse": "#b8460e",
-    "ramp": "#7a4fb5",
+    "paper": "#ffffff",
 }
 DARK: dict[Ink, str] = {
     "text": "#e6eaf0",
@@ -26,9 +26,8 @@ DARK: dict[Ink, str] = {
     "control": "#a3afbf",
     "better": "#4fc9a4",
     "worse": "#f59a64",
-    "ramp": "#bfa0ee",
+    "paper": "#14181f",
 }
-PAPER, NIGHT = "#ffffff", "#14181f"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 
 
@@ -54,8 +53,8 @@ def inline(scene: Scene) -> str:
 def standalone(scene: Scene) -> str:
     """Return a scene as a file, light or dark as its reader prefers."""
     style = (
-        f"<style>svg {{ {variables(LIGHT)} --paper: {PAPER}; }}\n"
-        f"@media (prefers-color-scheme: dark) {{ svg {{ {variables(DARK)} --paper: {NIGHT}; }} }}\n"
+        f"<style>svg {{ {variables(LIGHT)} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ svg {{ {variables(DARK)} }} }}\n"
         f"text {{ font-family: {FONT}; }}\n{inks()}</style>\n"
         f'<rect width="{_n(scene.width)}" height="{_n(scene.height)}" '
         'style="fill: var(--paper)"/>\n'
