@@ -131,6 +131,7 @@ class ImageClassificationDataModule(LightningDataModule):
         self.val_split = val_split
         self.test_split = test_split
         self.predict_root = predict_root
+        self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._num_classes = num_classes
