@@ -15,6 +15,7 @@ _NO_MEMORY = (
     "not enough memory",
     "bad_alloc",
     "can't start new thread",
+    "memoryerror",
 )
 _LOADER = "DataLoader worker"
 _EVENTS = Path("/sys/fs/cgroup/memory.events")
@@ -54,15 +55,17 @@ def of_exit(code: int, tail: str, *, out_of_memory: bool = False) -> tuple[Failu
         out_of_memory: Whether the kernel ended a process for want of memory meanwhile.
     """
     said = f"; its last line: {tail}" if tail else ""
+    starved = any(words in tail.lower() for words in _NO_MEMORY)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         if out_of_memory:
             return "out-of-memory", f"ended by the kernel, which had no memory left ({name})"
-        if any(words in tail.lower() for words in _NO_MEMORY):
+        if starved:
             return "out-of-memory", f"ended by {name}{said}"
         hint = ", often the kernel's when memory runs out" if name == "SIGKILL" else ""
         return "killed", f"ended by {name}{hint}{said}"
-    return "error", f"ended with code {code} and no result{said}"
+    kind: Failure = "out-of-memory" if starved else "error"
+    return kind, f"ended with code {code} and no result{said}"
 
 
 def kills_for_memory() -> int:

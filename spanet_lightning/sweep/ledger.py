@@ -206,11 +206,14 @@ class Ledger:
         with self._locked():
             self._settle()
             trials = self.study.get_trials(deepcopy=False)
-            if self._is_due(trials, budget):
-                return self._take(worker, trials)
-            # What others run may come back into the queue, if they are killed.
-            running = any(trial.state == TrialState.RUNNING for trial in trials)
-            return Idle.WAIT if running else Idle.OVER
+            if not self._is_due(trials, budget):
+                # What others run may come back into the queue, if they are killed.
+                running = any(trial.state == TrialState.RUNNING for trial in trials)
+                return Idle.WAIT if running else Idle.OVER
+            claim = self._take(worker, trials)
+        if isinstance(claim, Claim):
+            self._write(claim.trial._trial_id, claim.number, claim.record)
+        return claim
 
     def _is_due(self, trials: Sequence[FrozenTrial], budget: Budget) -> bool:
         counts = dict.fromkeys(TrialState, 0)
@@ -262,7 +265,6 @@ class Ledger:
             reason=f"{_WORKER_DIED} {worker} was killed or cut off",
         )
         self._write_attr(trial._trial_id, attrs, "cell", cell)
-        self._write(trial._trial_id, trial.number, record)
         self._write_attr(trial._trial_id, attrs, "token", token)
         self.storage.record_heartbeat(trial._trial_id)
         resume = source is not None and earlier.failure != "nan"
@@ -458,7 +460,7 @@ class Ledger:
             if trial.state != TrialState.FAIL or trial.number in followed:
                 continue
             record = TrialRecord.from_attrs(trial.user_attrs)
-            if record.failure == "stopped":
+            if record.failure in (None, "stopped"):  # None: killed before it could say anything
                 self._requeue(trial, record.attempt)
             elif record.failure == "killed" and record.reason.startswith(_WORKER_DIED):
                 callback = self.storage.get_heartbeat_stale_trial_callback()

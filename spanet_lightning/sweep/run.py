@@ -136,14 +136,14 @@ def prepare(study: Study, settings: Settings) -> tuple[Ledger, Parent]:
     budget(study, settings)
     refuse_tracker(settings.url, None)
     config, _ = resolve(fit_command(study, {}, 0))
-    uri = config.get("trainer.logger.init_args.tracking_uri")
-    refuse_tracker(settings.url, uri)
+    tracker = _tracker(config)
+    refuse_tracker(settings.url, None if tracker is None else tracker[0])
     ledger = Ledger(settings.url, study, settings.pulse, settings.root)
     ledger.create(config)
-    if not isinstance(uri, str):
+    if tracker is None:
         return ledger, Parent()
-    name = config.get("trainer.logger.init_args.experiment_name") or tracking.DEFAULT_EXPERIMENT
-    return ledger, Parent(uri, _parent_run(ledger, uri, str(name), safe_url(settings.url)))
+    uri, experiment = tracker
+    return ledger, Parent(uri, _parent_run(ledger, uri, experiment, safe_url(settings.url)))
 
 
 def run(
@@ -338,6 +338,21 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _tracker(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return where a configuration records its runs, and in which experiment; None is nowhere."""
+    logger = config.get("trainer.logger")
+    name = f"{tracking.MLflowLogger.__module__}.{tracking.MLflowLogger.__name__}"
+    prefix = "trainer.logger."
+    given = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+    found = logger if isinstance(logger, list) else [{"class_path": logger, "init_args": given}]
+    for one in found:
+        if isinstance(one, Mapping) and one.get("class_path") == name:
+            values = one.get("init_args") or {}
+            uri = str(values.get("tracking_uri") or tracking.DEFAULT_URI)
+            return uri, str(values.get("experiment_name") or tracking.DEFAULT_EXPERIMENT)
+    return None
 
 
 def _parent_run(ledger: Ledger, uri: str, experiment: str, storage: str) -> str:

@@ -35,7 +35,7 @@ from spanet_lightning.sweep.storage import Pulse, Unreachable, reason
 T = TypeVar("T")
 RUNNER = (sys.executable, "-m", "spanet_lightning.sweep.trial")
 _TICK = 0.1  # seconds between looks at a trial
-_LOOK = 2.0  # seconds between looks at the storage while there is nothing to do
+_LOOK = 1.0  # seconds between looks at the storage while there is nothing to do
 _END = 15.0  # seconds that a trial's process gets to end by itself
 _AWAY = 3600.0  # seconds that the storage may be away
 
