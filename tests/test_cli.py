@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning import LightningDataModule
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
@@ -18,12 +19,15 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 
+import spanet_lightning
 from spanet_lightning import ClassificationTask, SPANet, SPANetV2, __version__, cli
 from spanet_lightning.cli import blame, keys, sources
 from spanet_lightning.cli.check import class_keys
 from spanet_lightning.cli.progress import ImagesPerSecond, PlainProgress, progress_bar
 from spanet_lightning.cli.record import RunRecord, reserve, run_name
 from spanet_lightning.errors import ConfigError
+from spanet_lightning.heads import DetectionHead, SegmentationHead
+from spanet_lightning.tasks.base import Task
 from tests.helpers import CONFIGS, DIGITS, UNTRACKED, files
 
 DRY = (*UNTRACKED, "--trainer.fast_dev_run=true")
@@ -109,6 +113,16 @@ def test_help_names_every_argument_of_both_backbones(capsys):
     described = printed(capsys, *args)
     for name in class_keys(SPANetV2):
         assert f"--backbone.{name}" in described
+
+
+def test_help_names_every_task_head_and_data_module(capsys):
+    text = printed(capsys, "fit", "--help")
+    _, _, listed = text.partition("The tasks, with their heads and data:")
+    parts = (Task, DetectionHead, SegmentationHead, LightningDataModule)
+    public = (getattr(spanet_lightning, name) for name in spanet_lightning.__all__)
+    names = {cls.__name__ for cls in public if isinstance(cls, type) and issubclass(cls, parts)}
+    assert len(names) == 14
+    assert {name for name in names if not re.search(rf"\b{name}\b", listed)} == set()
 
 
 def test_version_and_overview(capsys):
