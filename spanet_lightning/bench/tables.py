@@ -186,12 +186,29 @@ def _resolution(out: Console, found: Document) -> None:
     out.print(fits)
 
 
+def _sweep(out: Console, found: Document) -> None:
+    table = _table("A trial, seconds", "part", "median", "lowest", "highest")
+    rows = {row["subject"]: row for row in found["results"]}
+    for name, row in rows.items():
+        around = spread(row["seconds"])
+        table.add_row(name, *(f"{x:.2f}" for x in (around.median, around.low, around.high)))
+    out.print(table)
+    notes = [
+        "to the first step: from the start of the process; imports: of all modules, as Python "
+        "counts them; the rest: the others.",
+        "book-keeping: a trial that does nothing, its process included: "
+        f"{rows['book-keeping']['trials_per_minute']:.0f} a minute.",
+    ]
+    _print_notes(out, notes)
+
+
 _SHOW = {
     "models": _models,
     "ops": _ops,
     "heads": _heads,
     "data": _data,
     "resolution": _resolution,
+    "sweep": _sweep,
 }
 
 

@@ -5,6 +5,7 @@
   heads       detectors and segmentation heads on one backbone, beside the backbone alone
   data        our loaders beside timm's and torchvision's, on the same files
   resolution  time of an image from 112 to 896 px, beside the predicted growth
+  sweep       what a trial of a sweep costs beside its training
 
 Models go by timm's name: 'spanet_s', 'timm:convnext_tiny'; 'spanet_s:fft' is one of ours with that
 spectral_impl; 'python:MODULE:FUNCTION' is what a function of yours returns.
@@ -108,6 +109,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", metavar="STEM", help="write STEM.svg, STEM.png and the data in STEM.csv"
     )
     _add_settings(resolution, size=False)
+
+    sweep = add("sweep", "what a trial of a sweep costs beside its training", _sweep)
+    sweep.add_argument("--rounds", type=int, default=5, help="trials that train (default: 5)")
+    text = "trials that do nothing (default: 30)"
+    sweep.add_argument("--trials", type=int, default=30, help=text)
     for one in added:  # what a record leaves out of the command line
         one.set_defaults(defaults=vars(one.parse_args([])))
 
@@ -248,6 +254,16 @@ def _resolution(args: argparse.Namespace) -> Document:
         plots = plot_resolution(stem, results, fits, found["settings"], where["device"])
         print(f"wrote {', '.join(map(str, [table, *plots]))}")
     return found
+
+
+def _sweep(args: argparse.Namespace) -> Document:
+    from spanet_lightning.bench.sweep import SweepSettings, measure_sweep
+    from spanet_lightning.commands.demo import default_config
+
+    settings = SweepSettings(rounds=args.rounds, trials=args.trials)
+    where = machine(torch.device("cpu"))
+    results = measure_sweep(default_config(), settings, _say)
+    return report.document("sweep", _command(args), settings, results, [], machine=where)
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     plan = add("plan", "what would be run; nothing is written")
     plan.add_argument("file", metavar="FILE", help="the study")
-    plan.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time")
+    text = "do not take a few steps of each arm to estimate its time"
+    plan.add_argument("--untimed", action="store_true", help=text)
     plan.set_defaults(act=_plan)
 
     status = add("status", "how far a study is")
@@ -171,9 +172,9 @@ def _end(args: argparse.Namespace, definition: Study, outcome: Outcome) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from spanet_lightning.sweep.plan import show_plan
+    from spanet_lightning.sweep.plan import plan, show
 
-    show_plan(_read(args), workers=args.workers)
+    show(plan(_read(args), timed=not args.untimed))
 
 
 def _status(args: argparse.Namespace) -> None:

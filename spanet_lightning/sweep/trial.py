@@ -71,7 +71,8 @@ class Reporter(Callback):
         self.events.write(
             "model",
             parameters=None if cost is None else cost.parameters,
-            macs=None if cost is None else cost.macs,
+            # Those of spectral operators too: what one arm has and another has not.
+            macs=None if cost is None else cost.macs + cost.spectral_macs,
             data=_identity(trainer, experiment.datamodule),
             hardware=count + (torch.cuda.get_device_name(device) if on_cuda else cpu_name()),
             commit=state["id"],
