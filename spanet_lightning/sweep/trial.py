@@ -122,6 +122,21 @@ class Reporter(Callback):
         if trainer.world_size == 1 and self.prune.exists():
             self._end_early(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the weights before they are judged: the last step may have spoilt them.
+
+        Raises:
+            NotFiniteError: If one is not finite, of which logits and accuracy may tell nothing.
+        """
+        if trainer.sanity_checking:
+            return
+        # The same in all processes, so that none is left waiting.
+        if not all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
+            raise failures.NotFiniteError(
+                f"weights were not finite after step {trainer.global_step}, epoch "
+                f"{trainer.current_epoch + 1}"
+            )
+
     def on_validation_end(
         self,
         trainer: Trainer,
