@@ -107,9 +107,9 @@ def check(
     turned = {way: checked.meant[way] for way in ("upright", "stored", "unclear")}
     if layout != "folders" and any(turned.values()):
         checked.notes.append(
-            f"stored turned, by their EXIF: {sum(turned.values())} images; {turned['upright']} are "
-            f"annotated upright, {turned['stored']} as stored, and {turned['unclear']}, whose size "
-            "does not tell, are read upright"
+            f"images stored turned, by their EXIF: {turned['upright']} annotated upright, "
+            f"{turned['stored']} as stored, and {turned['unclear']} whose size does not tell: "
+            "those are read upright"
         )
     return checked
 
