@@ -201,9 +201,7 @@ def fill_search(study: Study, stored: optuna.Study) -> None:
         value = 0.94 - 0.04 * abs(math.log10(params["lr"]) + 3) + 0.01 * (size - 1)
         value += 0.01 * (params["srf"] == "on") + rng.normal(0, 0.006)
         pruned = not several_of(study) and number > 8 and rng.random() < 0.3
-        curve = {
-            e: float(value - 0.5 * math.exp(-e / 1.8)) for e in range(1, 4 if pruned else 9)
-        }
+        curve = {e: float(value - 0.5 * math.exp(-e / 1.8)) for e in range(1, 4 if pruned else 9)}
         macs = round(4_193_000 * size * (1 + 0.01 * params.get("heads", 0)))
         record = TrialRecord(
             overrides={p.key: chosen(p, params) for p in study.method.space if p.name in params},

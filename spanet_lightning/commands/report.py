@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.markup import escape
+
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.summary import show
 from spanet_lightning.sweep.definition import Study
@@ -42,11 +44,16 @@ def run(args: argparse.Namespace) -> None:
     name, file_definition = _named(args.study)
     stored = storage.load(args.storage or storage.DEFAULT_URL, name)
     study = storage.definition_of(stored)
-    if file_definition is not None and file_definition.digest() != study.digest():
-        raise ConfigError(
-            f"{args.study}: is not what the stored study {name!r} was run with; to report what was "
-            f"run, give its name: spanet report {name}"
-        )
+    if file_definition is not None:
+        from spanet_lightning.sweep.ledger import differences
+
+        changes = list(differences(study.as_dict(), file_definition.as_dict()).values())
+        if changes:
+            raise ConfigError(
+                f"{args.study}: is not what the stored study was run with: "
+                f"{'; '.join(changes[:4])}{'; …' if len(changes) > 4 else ''}; to report what was "
+                f"run, give the name {name!r}"
+            )
     found = gather(stored, study)
     folder = Path(args.output) if args.output else Path("reports") / name
     made = build.files(found)
@@ -54,10 +61,10 @@ def run(args: argparse.Namespace) -> None:
     told = build.document(found)
     figures = "SVG" if not png.available() else "SVG, PNG"
     show(
-        study.question,
+        _plain(study.question),
         {
-            "verdict": told.verdict,
-            "note": "\n".join(told.warnings) or None,
+            "verdict": _plain(told.verdict),
+            "note": _plain("\n".join(told.warnings)) or None,
             "page": str(folder / "report.html"),
             "text": str(folder / "report.md"),
             "data": ", ".join(str(folder / one) for one in made if one.endswith(("json", "csv"))),
@@ -69,6 +76,11 @@ def run(args: argparse.Namespace) -> None:
             ),
         },
     )
+
+
+def _plain(text: str) -> str:
+    """Return a text of the report for a terminal, where asterisks and brackets are themselves."""
+    return escape(text.replace("**", ""))
 
 
 def _named(given: str) -> tuple[str, Study | None]:

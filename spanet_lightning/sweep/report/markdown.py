@@ -43,7 +43,7 @@ def _block(block: Block, figures: str) -> list[str]:
     if isinstance(block, Commands):
         lines = ["<details>", f"<summary>{block.title}</summary>", "", "```"]
         for name, command in block.items:
-            lines += [f"# {name}", command]
+            lines += [f"# {' '.join(name.split())}", command]
         return [*lines, "```", "", "</details>"]
     return _table(block)
 
@@ -70,6 +70,8 @@ def _cell(cell: Cell) -> str:
 def _text(text: str) -> str:
     """Keep what a study says of itself from becoming markup; code between backticks is left."""
     parts = " ".join(text.split()).split("`")
-    for i in range(0, len(parts), 2):
-        parts[i] = parts[i].replace("<", "&lt;").replace("_", "\\_")
+    # A single backtick opens nothing.
+    step = 2 if len(parts) % 2 else 1
+    for i in range(0, len(parts), step):
+        parts[i] = parts[i].replace("<", "&lt;").replace("_", "\\_").replace("](", "]\\(")
     return "`".join(parts)
