@@ -249,7 +249,7 @@ class Experiment(LightningCLI):
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
         return RunRecord(
             folder,
-            config=parser.dump(self.config[str(self.subcommand)], skip_none=False),
+            config=parser.dump(self.config[str(self.subcommand)], skip_unset=False),
             params=self._params(),
             checkpoints=[
                 callback
@@ -262,7 +262,7 @@ class Experiment(LightningCLI):
     def flat_config(self) -> dict[str, Any]:
         """Return the resolved configuration by dotted keys, as `--key value` takes them."""
         text = self._parser(self.subcommand).dump(
-            self.config[str(self.subcommand)], skip_none=False
+            self.config[str(self.subcommand)], skip_unset=False
         )
         return keys.flatten(yaml.safe_load(text))
 

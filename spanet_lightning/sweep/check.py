@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.errors import ConfigError, DataError, SpanetError, invalid_choice
-from spanet_lightning.sweep.command import Resolved, Resolver, fingerprint, fit_command
+from spanet_lightning.sweep.command import Resolved, fingerprint, fit_command, resolver
 from spanet_lightning.sweep.definition import COSTS, Study
 from spanet_lightning.sweep.metrics import Logged, logged
 from spanet_lightning.sweep.points import Point, points
@@ -47,7 +47,7 @@ def check_study(study: Study, *, data: bool = True) -> None:
         other = same.setdefault(fingerprint(run.flat), point.name)
         if other != point.name and study.is_ablation:
             raise ConfigError(
-                f"{place(study.where.get(f'arm/{point.name}', ''), 'ablation')}: the arms "
+                f"{place(study.where.get(point.where, ''), 'ablation')}: the arms "
                 f"{other!r} and {point.name!r} train the same; expected a difference"
             )
     trainers: set[str] = set()
@@ -69,11 +69,11 @@ def resolved(study: Study) -> list[tuple[Point, Resolved]]:
     Raises:
         ConfigError: If a key or a value is wrong; it names the place in the study.
     """
-    resolver = Resolver()
+    parser = resolver()
     found = []
     for point in points(study):
         argv = fit_command(study, point.overrides, _SEED)
-        found.append((point, with_place(study, point, partial(resolver.parse, argv))))
+        found.append((point, with_place(study, point, partial(parser.parse, argv))))
     return found
 
 
@@ -175,7 +175,7 @@ def _place(study: Study, point: Point, text: str) -> str:
             return f"{where}: {label}" if where else label
     if re.match(r"\S+:\d+: ", text):  # a line of a configuration
         return ""
-    where = study.where.get(f"arm/{point.name}", "")
+    where = study.where.get(point.where, "")
     if not study.is_ablation:
         label = f"trial with {point.name}: " if point.name else ""
     return f"{where}: {label}" if where else label

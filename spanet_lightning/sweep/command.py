@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from spanet_lightning.cli import blame
+from spanet_lightning.cli.check import TRUSTED_VARIABLE
 from spanet_lightning.cli.experiment import Experiment
 from spanet_lightning.exit import users_error
 from spanet_lightning.sweep.definition import Study
@@ -98,8 +100,8 @@ def resolve(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     Raises:
         ConfigError: If a key or a value is wrong.
     """
-    flat = Resolver().parse(argv).flat_config()
-    return flat, fingerprint(flat)
+    flat = resolver().parse(argv).flat
+    return dict(flat), fingerprint(flat)
 
 
 def fingerprint(flat: Mapping[str, Any]) -> str:
@@ -116,11 +118,19 @@ def _is_aside(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in _NOT_THE_EXPERIMENT)
 
 
-class Resolver:
-    """Parses and checks one command after the other as `lightning` does, and runs nothing.
+def resolver() -> Resolver:
+    """Return this process's parser, which takes longer to build than to parse with."""
+    # What the defaults and the allow-list are taken from, when the parser is built.
+    return _resolver(*map(os.environ.get, ("MLFLOW_TRACKING_URI", TRUSTED_VARIABLE)))
 
-    The parser is built once, which takes longer than to parse with it.
-    """
+
+@lru_cache(maxsize=1)
+def _resolver(*_environment: str | None) -> Resolver:
+    return Resolver()
+
+
+class Resolver:
+    """Parses and checks one command after the other as `lightning` does, and runs nothing."""
 
     def __init__(self) -> None:
         self._first: Resolved | None = None
@@ -192,7 +202,7 @@ class Resolved(Experiment):
         try:
             with warnings.catch_warnings(), place:
                 warnings.simplefilter("ignore")
-                self.config_init = self.parser.instantiate_classes(config)
+                self.config_init = self.parser.instantiate(config)
         except Exception as error:
             found = users_error(error)
             if found is None:

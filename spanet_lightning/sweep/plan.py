@@ -18,6 +18,7 @@ from rich import box
 from rich.table import Table
 
 from spanet_lightning.cli.experiment import Experiment
+from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost
 from spanet_lightning.errors import SpanetError
 from spanet_lightning.summary import console, scaled
@@ -39,7 +40,7 @@ class Row:
     """An arm of an ablation, or a point of a search's space.
 
     Attributes:
-        name: Of the arm, or the parameters by name.
+        name: Of the arm, or the parameters by name (see `points.Point`).
         trials: How many of it run: its seeds; 0 where a sampler decides.
         overrides: What it changes of the study's experiment.
         parameters: Of the model; None where they can't be counted.
@@ -144,7 +145,10 @@ def plan(study: Study, *, timed: bool = True) -> Plan:
         trials = min(len(rows), method.trials or len(rows))
     else:
         trials = method.trials
-        notes.append("A search draws its trials: the rows are the values that it draws from.")
+        notes.append(
+            "A search draws its trials; each row but the first one has a value of its own, and the "
+            "first one's for the rest."
+        )
     return Plan(study, tuple(rows), trials, tuple(notes))
 
 
@@ -172,9 +176,9 @@ def _timed(
             continue
         try:
             seconds[i] = training_seconds(fit_command(study, point.overrides, 0))
-        except SpanetError as error:
+        except (SpanetError, ImportError) as error:
             # Such as the accelerator of a cluster, on the laptop that the study is planned on.
-            notes.append(f"Not timed: {error}")
+            notes.append(f"Not timed: {one_line(str(error))}")
             return [None] * len(points)
     if alone:
         reference, known = macs[control], seconds[control]
@@ -316,7 +320,7 @@ def show(planned: Plan) -> None:
             str(row.trials or "–"),
             "–" if row.parameters is None else f"{row.parameters:,}",
             "–" if row.macs is None else scaled(row.macs),
-            f"{relative} !" if row.is_flagged else relative,
+            f"{relative} !" if row.is_flagged and is_ablation else relative,
             "–" if row.seconds is None else duration(row.seconds),
             "–" if row.published is None else f"{row.published:g}",
         ]

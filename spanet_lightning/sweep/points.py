@@ -22,14 +22,17 @@ class Point:
     """One way to train.
 
     Attributes:
-        name: Of an arm, or the parameters by name.
+        name: Of an arm, or the parameters by name; of a space that is not run as a grid, those that
+            differ from the first point's.
         overrides: What it changes of the study's experiment.
         keys: For each key that it sets, where the study says so: a key of `Study.where`.
+        where: The same of the point as a whole.
     """
 
     name: str
     overrides: Mapping[str, Any]
     keys: Mapping[str, str]
+    where: str
 
 
 def points(study: Study) -> list[Point]:
@@ -43,16 +46,26 @@ def points(study: Study) -> list[Point]:
     """
     if isinstance(study.method, Ablation):
         return [
-            Point(arm.name, arm.overrides, {key: f"arm/{arm.name}/{key}" for key in arm.overrides})
+            Point(
+                arm.name,
+                arm.overrides,
+                {key: f"arm/{arm.name}/{key}" for key in arm.overrides},
+                f"arm/{arm.name}",
+            )
             for arm in study.method.arms
         ]
     space = {parameter.name: parameter for parameter in study.method.space}
-    found = {}
+    found: dict[str, Point] = {}
+    first: dict[str, str | float] = {}
     for chosen in _assignments(study.method):
-        name = ", ".join(f"{n}={_shown(value)}" for n, value in chosen.items())
+        first = first or chosen
+        whole = study.method.sampler == "grid" or chosen is first
+        told = chosen if whole else {n: v for n, v in chosen.items() if first.get(n) != v}
+        name = ", ".join(f"{n}={_shown(value)}" for n, value in told.items())
         overrides = {space[n].key: value_of(space[n], value) for n, value in chosen.items()}
         keys = {space[n].key: f"space/{n}" for n in chosen}
-        found[json.dumps(overrides, sort_keys=True)] = Point(name, overrides, keys)
+        where = f"space/{list(told or chosen)[-1]}"
+        found[json.dumps(overrides, sort_keys=True)] = Point(name, overrides, keys, where)
     return list(found.values())
 
 
