@@ -69,7 +69,10 @@ def run(study: Study, say: Callable[[str], None] = lambda line: None, **values: 
     chosen = settings(**values)
     ledger = Ledger(chosen.url, study, chosen.pulse, chosen.root)
     ledger.create()
-    return running.run(study, ledger, chosen, say)
+    try:
+        return running.run(study, ledger, chosen, say)
+    finally:
+        ledger.close()
 
 
 def command(study: Study, **values: Any) -> BaseProcess:
@@ -82,7 +85,9 @@ def command(study: Study, **values: Any) -> BaseProcess:
 def trials(study: Study, url: str = URL) -> list[FrozenTrial]:
     """Return what the storage holds."""
     ledger = Ledger(url, study)
-    return ledger.attach().get_trials()
+    found = ledger.attach().get_trials()
+    ledger.close()
+    return found
 
 
 def complete(study: Study, url: str = URL) -> list[tuple[Any, ...]]:

@@ -114,7 +114,7 @@ def test_sick_worker() -> None:
 @pytest.mark.slow
 def test_stop_and_resume() -> None:
     """What is stopped goes back into the queue without counting as an attempt, and is resumed."""
-    study = ablation({"a": {}, "b": {}}, epochs=10, seconds=0.2)
+    study = ablation({"a": {}, "b": {}}, epochs=25, seconds=0.2)
     process = command(study)
     wait(lambda: _running(study, epoch=2))
     ledger = Ledger("sqlite:///sweeps.db", study)
@@ -167,7 +167,7 @@ config: {config}
 set:
   trainer.max_epochs: 6
   trainer.limit_train_batches: 4
-objective: val/top1
+objective: {metric: val/top1}
 test: test/top1
 ablation:
   seeds: [0]
@@ -257,7 +257,7 @@ def test_real_trials_that_fail() -> None:
             "configs": (str(CONFIGS / "digits" / "spanetv2.yaml"),),
             "overrides": {
                 "trainer.max_epochs": 1,
-                "trainer.limit_train_batches": 2,
+                "trainer.limit_train_batches": 6,
                 "trainer.logger": False,
             },
             "method": Ablation(

@@ -416,7 +416,7 @@ def test_trial_stops_at_a_loss_that_is_no_number() -> None:
     from tests.helpers import UNTRACKED
 
     command = ("fit", *UNTRACKED, "--name=cell", "--trainer.default_root_dir=r",
-               "--model.optimizer.lr=1e38")  # fmt: skip
+               "--model.optimizer.lr=1e38", "--trainer.limit_train_batches=6")  # fmt: skip
     spec = Spec(command, "e.jsonl", "prune", (Objective("val/top1"),), None, {})
     with pytest.raises(failures.NotFiniteError, match="the loss was nan|weights were not finite"):
         TrialExperiment(spec)

@@ -404,6 +404,10 @@ class Ledger:
         stored = self.study.user_attrs.get("stop", {})
         return int(stored.get("count", 0)), bool(stored.get("now", False))
 
+    def close(self) -> None:
+        """Close the connections to the storage."""
+        self.storage.engine.dispose()
+
     def reconnected(self) -> None:
         """Remember that the storage was away: others may not have been able to show life either."""
         self._connected = time.monotonic()

@@ -275,17 +275,19 @@ class Worker:
                 if progress.model and not noted:
                     ledger.note(claim, progress.fill(claim.record, order.study.objectives))
                     noted = True
-                self._report(claim, progress, told, over)
+                self._report(claim, progress, told, over=over)
             except Unreachable:
                 ledger.reconnected()
                 beat = look = now + 1.0
             if over:
+                # Points that could not be stored while the storage was away.
+                self._patiently(lambda: self._report(claim, progress, told, over=True), always=True)
                 return progress
             if self.why:
                 raise _StoppedError
             time.sleep(_TICK)
 
-    def _report(self, claim: Claim, progress: Progress, told: set[int], over: bool) -> None:
+    def _report(self, claim: Claim, progress: Progress, told: set[int], *, over: bool) -> None:
         metric = self.order.study.objectives[0].metric
         for epoch, number in progress.curve(metric).items():
             if epoch in told:
