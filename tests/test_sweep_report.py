@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -35,11 +36,25 @@ from tests import sweep_studies as made
 from tests.sweep_studies import add_cell, fill_ablation, fill_search, store
 
 URL = "sqlite:///sweeps.db"
+SEARCH = made.search()
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Draw figures as PNG only where the test is about them: it takes most of the time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if "png" not in request.node.name:
+        monkeypatch.setattr(png, "available", lambda: False)
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of databases with a study each, to be copied."""
+    folder = tmp_path_factory.mktemp("databases")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for study, fill in ((made.ablation(range(2)), fill_ablation), (SEARCH, fill_search)):
+        fill(study, stored(study, f"sqlite:///{folder}/{study.name}.db"))
+    return folder
 
 
 def stored(study: Study, url: str | None = None) -> optuna.Study:
@@ -165,15 +180,10 @@ def test_a_verdict_says_what_is_better_and_what_is_worse() -> None:
 # -- what is refused
 
 
-def tampered(*statements: str, study: Study | None = None) -> str:
+def tampered(databases: Path, study: Study, *statements: str) -> str:
     """Return what is said of a study after somebody changed the database."""
-    study = study or made.ablation(range(2))
-    found = stored(study, URL)
-    if study.is_ablation:
-        fill_ablation(study, found)
-    else:
-        fill_search(study, found)
-    gather(found, study)  # is in order so far
+    shutil.copy(databases / f"{study.name}.db", "sweeps.db")
+    gather(optuna.load_study(study_name=study.name, storage=URL), study)  # is in order so far
     with closing(sqlite3.connect("sweeps.db")) as database, database:
         for statement in statements:
             assert database.execute(statement).rowcount > 0
@@ -212,13 +222,15 @@ def tampered(*statements: str, study: Study | None = None) -> str:
         ),
     ],
 )
-def test_a_trial_that_was_changed_or_deleted_is_refused_by_name(statement: str, said: str) -> None:
-    assert said in tampered(statement)
+def test_a_trial_that_was_changed_or_deleted_is_refused_by_name(
+    statement: str, said: str, databases: Path
+) -> None:
+    assert said in tampered(databases, made.ablation(range(2)), statement)
 
 
-def test_parameters_of_a_search_that_were_changed_are_refused() -> None:
+def test_parameters_of_a_search_that_were_changed_are_refused(databases: Path) -> None:
     statement = "UPDATE trial_params SET param_value = 0.7 WHERE trial_id = 1 AND param_name = 'lr'"
-    assert "trial 0 was changed" in tampered(statement, study=made.search())
+    assert "trial 0 was changed" in tampered(databases, SEARCH, statement)
 
 
 def test_two_results_of_one_cell_are_refused() -> None:
@@ -243,18 +255,16 @@ def test_a_killed_worker_s_trial_without_a_fingerprint_is_a_failure_like_others(
 # -- the files
 
 
-def test_the_same_trials_give_the_same_bytes() -> None:
-    study = made.ablation()
-    kept, other = stored(study, URL), stored(study)
-    for one in (kept, other):
-        fill_ablation(study, one)
-    again = optuna.load_study(study_name=study.name, storage=URL)
-    assert build.files(gather(again, study)) == build.files(gather(other, study))
+def test_the_same_trials_give_the_same_bytes_in_png_too(databases: Path) -> None:
+    study = made.ablation(range(2))
+    url = f"sqlite:///{databases}/{study.name}.db"
+    again = optuna.load_study(study_name=study.name, storage=url)
+    assert build.files(gather(again, study)) == build.files(ablation(study))
 
 
-def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
-    study = made.search()
-    fill_search(study, stored(study, URL))
+def test_another_process_writes_the_same_bytes(tmp_path: Path, databases: Path) -> None:
+    study = SEARCH
+    shutil.copy(databases / f"{study.name}.db", "sweeps.db")
     build.write(tmp_path / "here", build.files(search()))
     subprocess.run(
         [sys.executable, "-m", "spanet_lightning.app", "report", study.name, "--output", "there"],
@@ -457,8 +467,7 @@ def test_a_search_of_few_trials_says_what_it_can_t_tell() -> None:
 # -- figures
 
 
-def test_png_is_left_out_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(png, "available", lambda: False)
+def test_figures_are_there_without_matplotlib() -> None:
     files = build.files(ablation())
     assert not [name for name in files if name.endswith(".png")]
     assert "figures/seeds.svg" in files
@@ -484,10 +493,10 @@ def test_an_axis_has_room_for_any_values(values: list[float]) -> None:
 
 
 def test_the_command_writes_the_report_and_tells_the_verdict(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, databases: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = made.ablation(range(6))
-    fill_ablation(study, stored(study, URL))
+    study = made.ablation(range(2))
+    shutil.copy(databases / f"{study.name}.db", "sweeps.db")
     app.main(["report", study.name])
     folder = tmp_path / "reports" / study.name
     assert {"report.md", "report.html", "report.json", "arms.csv", "trials.csv"} <= {
@@ -505,10 +514,11 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return said
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    tmp_path: Path, databases: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "sweeps.db" in refused(capsys, "digits-srf")
-    study = made.ablation(range(2))
-    fill_ablation(study, stored(study, URL))
+    shutil.copy(databases / "digits-srf.db", "sweeps.db")
     assert "did you mean 'digits-srf'" in refused(capsys, "digits-sfr")
     (tmp_path / "file").touch()
     assert "--output: got 'file'" in refused(capsys, "digits-srf", "--output", "file")

@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
             )
     found = gather(stored, study)
     folder = Path(args.output) if args.output else Path("reports") / name
-    made = build.files(found)
-    build.write(folder, made)
     told = build.document(found)
+    made = build.files(found, told)
+    build.write(folder, made)
     figures = "SVG" if not png.available() else "SVG, PNG"
     show(
         _plain(study.question),

@@ -48,15 +48,16 @@ def document(found: Gathered) -> Document:
     )
 
 
-def files(found: Gathered) -> dict[str, bytes]:
+def files(found: Gathered, told: Document | None = None) -> dict[str, bytes]:
     """Return the files of the report by their path in its folder.
 
     PNG figures are among them where matplotlib is installed.
 
     Args:
         found: The study, verified.
+        told: What `document` made of it, where that is at hand.
     """
-    told = document(found)
+    told = told or document(found)
     kind = "ablation" if found.study.is_ablation else "search"
     made = {
         "report.md": markdown(told),
