@@ -167,7 +167,7 @@ config: {config}
 set:
   trainer.max_epochs: 6
   trainer.limit_train_batches: 4
-objective: {metric: val/top1}
+objective: {metric: val/top1, goal: max}
 test: test/top1
 ablation:
   seeds: [0]
