@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,17 @@ def test_arms_that_say_so_have_the_macs_of_the_control(size: str) -> None:
         assert row.relative == pytest.approx(1, abs=0.01), row.name
     # None of the kernel sets is so dear that the report would flag it.
     assert not any(row.is_flagged for row in rows)
+
+
+def test_readme_shows_studies_that_are_sound(tmp_path: Path) -> None:
+    text = (ROOT / "sweeps" / "README.md").read_text(encoding="utf-8")
+    whole, grid, search = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    head, _ = whole.split("  control:")
+    only_grid = f"{head}  control: kernels=3, srf=on\n{grid}"
+    only_search = head.split("ablation:")[0] + search
+    for i, study in enumerate((whole, only_grid, only_search)):
+        path = tmp_path / f"{i}.yaml"
+        path.write_text(study, encoding="utf-8")
+        check_study(read_study(path))
+    listed = re.findall(r"^\| `(?:digits/)?(\w+)` \| (\d+)", text, flags=re.MULTILINE)
+    assert {name: int(count) for name, count in listed} == TRIALS

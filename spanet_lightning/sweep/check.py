@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.errors import ConfigError, DataError, SpanetError, invalid_choice
@@ -28,6 +28,20 @@ ASSUMED_CLASSES = 1000
 _SEED = 0  # any: it changes nothing that is checked
 
 
+class Built(NamedTuple):
+    """One way to train, with its data and model.
+
+    Attributes:
+        point: Which one.
+        run: Its command, built.
+        has_data: Whether the data set is here.
+    """
+
+    point: Point
+    run: Resolved
+    has_data: bool
+
+
 def check_study(study: Study, *, data: bool = True) -> None:
     """Refuse a study of which any trial could not start.
 
@@ -40,6 +54,19 @@ def check_study(study: Study, *, data: bool = True) -> None:
         ConfigError: For the first arm, value or name of a metric that is wrong, with its place.
         DataError: If the data set is not here.
     """
+    checked(study, data=data)
+
+
+def checked(study: Study, *, data: bool = True) -> list[Built]:
+    """Check a study as `check_study` does; return what was built for it.
+
+    Args:
+        study: The study.
+        data: Whether the data set must be here.
+
+    Raises:
+        SpanetError: As `check_study`.
+    """
     # Spelling first, of all of them: it is what is wrong most often, and the fastest to check.
     runs = resolved(study)
     same: dict[str, str] = {}
@@ -50,14 +77,16 @@ def check_study(study: Study, *, data: bool = True) -> None:
                 f"{place(study.where.get(point.where, ''), 'ablation')}: the arms "
                 f"{other!r} and {point.name!r} train the same; expected a difference"
             )
+    found = []
     trainers: set[str] = set()
     for point, run in runs:
-        build(study, point, run, data=data)
+        found.append(Built(point, run, build(study, point, run, data=data)))
         trainer = json.dumps(_trainer(run.flat), sort_keys=True, default=str)
         if trainer not in trainers:
             trainers.add(trainer)
             with_place(study, point, run.check_trainer)
         check_metrics(study, point, run)
+    return found
 
 
 def resolved(study: Study) -> list[tuple[Point, Resolved]]:

@@ -22,8 +22,8 @@ from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost
 from spanet_lightning.errors import SpanetError
 from spanet_lightning.summary import console, scaled
-from spanet_lightning.sweep.check import ASSUMED_CLASSES, build, check_study, resolved
-from spanet_lightning.sweep.command import Resolved, fit_command
+from spanet_lightning.sweep.check import ASSUMED_CLASSES, checked
+from spanet_lightning.sweep.command import fit_command
 from spanet_lightning.sweep.definition import Ablation, Study
 from spanet_lightning.sweep.points import Point
 
@@ -108,20 +108,20 @@ def plan(study: Study, *, timed: bool = True) -> Plan:
     Raises:
         SpanetError: If any trial could not start. A data set that is not here is no reason.
     """
-    check_study(study, data=False)
+    built = checked(study, data=False)
     notes: list[str] = []
-    points = resolved(study)
-    here = [build(study, point, run, data=False) for point, run in points]
-    if not all(here):
+    points = [each.point for each in built]
+    here = all(each.has_data for each in built)
+    if not here:
         notes.append(f"The data is not here: counted with {ASSUMED_CLASSES} classes, not timed.")
     control = _control(study, points)
-    costs = [run.cost for _, run in points]
+    costs = [each.run.cost for each in built]
     macs = [None if cost is None else total_macs(cost) for cost in costs]
     seconds: list[float | None] = [None] * len(points)
-    if timed and all(here):
+    if timed and here:
         seconds = _timed(study, points, macs, control, notes)
     rows = []
-    for (point, _), cost, mac, time_ in zip(points, costs, macs, seconds, strict=True):
+    for point, cost, mac, time_ in zip(points, costs, macs, seconds, strict=True):
         reference = macs[control]
         row = Row(
             name=point.name,
@@ -152,10 +152,10 @@ def plan(study: Study, *, timed: bool = True) -> Plan:
     return Plan(study, tuple(rows), trials, tuple(notes))
 
 
-def _control(study: Study, points: list[tuple[Point, Resolved]]) -> int:
+def _control(study: Study, points: list[Point]) -> int:
     if not isinstance(study.method, Ablation):
         return 0
-    return [point.name for point, _ in points].index(study.method.control)
+    return [point.name for point in points].index(study.method.control)
 
 
 # -- time
@@ -163,7 +163,7 @@ def _control(study: Study, points: list[tuple[Point, Resolved]]) -> int:
 
 def _timed(
     study: Study,
-    points: list[tuple[Point, Resolved]],
+    points: list[Point],
     macs: list[int | None],
     control: int,
     notes: list[str],
@@ -171,7 +171,7 @@ def _timed(
     """Return the estimated seconds of training for each point."""
     alone = len(points) > _MOST_TIMED
     seconds: list[float | None] = [None] * len(points)
-    for i, (point, _) in enumerate(points):
+    for i, point in enumerate(points):
         if alone and i != control:
             continue
         try:
