@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 from spanet_lightning import app
 from spanet_lightning.errors import EXIT_USER_ERROR, ConfigError
 from spanet_lightning.sweep.definition import Ablation, Arm, Search, Study
+from spanet_lightning.sweep.ledger import Budget, Claim, Ledger
 from spanet_lightning.sweep.records import TrialRecord
 from spanet_lightning.sweep.report import arms, build, png
 from spanet_lightning.sweep.report.gather import Gathered, gather
@@ -522,3 +523,23 @@ def test_mistakes_are_one_line(
     assert "did you mean 'digits-srf'" in refused(capsys, "digits-sfr")
     (tmp_path / "file").touch()
     assert "--output: got 'file'" in refused(capsys, "digits-srf", "--output", "file")
+
+
+def test_a_worker_killed_while_it_wrote_how_its_trial_ended_spoils_no_report() -> None:
+    study = made.ablation(range(1))
+    for kept_too in (False, True):
+        study = replace(study, name=f"killed-{kept_too}")
+        ledger = Ledger(URL, study)
+        found = ledger.create()
+        claim = ledger.claim("worker", Budget())
+        assert isinstance(claim, Claim)
+        record = replace(claim.record, failure=None, reason="")
+        digest = record.digest(claim.number, "COMPLETE", (0.9,))
+        ledger._write(claim.trial._trial_id, claim.number, record, digest)
+        if kept_too:  # all but that it is complete
+            found.set_user_attr(f"ended:{claim.number}", digest)
+        assert gather(found, study).budget.running == 1
+        claim.file.release()
+        ledger._settle()
+        report = gather(optuna.load_study(study_name=study.name, storage=URL), study)
+        assert (report.budget.complete, report.budget.failed) == (0, 1)

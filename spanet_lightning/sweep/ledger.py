@@ -472,8 +472,13 @@ class Ledger:
                     callback(self.study, self.storage.get_trial(trial._trial_id))
 
     def _mark(self, number: int) -> None:
-        digest = self._trial(number).user_attrs.get("digest")
-        if digest is not None:
+        """Keep the fingerprint of a failed trial; a worker that was killed may have kept another.
+
+        That is one which had written how well it ended, but not yet that it did.
+        """
+        attrs = self._trial(number).user_attrs
+        if "digest" in attrs:
+            digest = TrialRecord.from_attrs(attrs).digest(number, TrialState.FAIL.name, None)
             self.study.set_user_attr(f"ended:{number}", digest)
 
     def _release(self, number: int, why: str) -> None:

@@ -27,11 +27,14 @@ from spanet_lightning.sweep.statistics import (
     seeds_needed,
 )
 
-_FLAG = "\N{NO-BREAK SPACE}⚑"
+_SPACE = "\N{NO-BREAK SPACE}"
+_FLAG = f"{_SPACE}⚑"
+_MEAN_SD = f"mean{_SPACE}±{_SPACE}sd"
+_CI = f"95{_SPACE}%{_SPACE}CI"
 _BADGES: dict[str, str] = {
-    "better": "▲ better",
-    "worse": "▼ worse",
-    "inconclusive": "○ inconclusive",
+    "better": f"▲{_SPACE}better",
+    "worse": f"▼{_SPACE}worse",
+    "inconclusive": f"○{_SPACE}inconclusive",
 }
 
 
@@ -136,7 +139,7 @@ def changes(overrides: Overrides) -> str:
 def _quality(found: Gathered, rows: Sequence[Row]) -> Table:
     metrics = [objective.metric for objective in found.study.objectives]
     first = metrics[0]
-    places = {name: _places(rows, name) for name in metrics}
+    places, digits = {name: _places(rows, name) for name in metrics}, _digits(rows, first)
     body = []
     for row in rows:
         quantity, compared = row.quantities[first], row.comparison
@@ -151,8 +154,8 @@ def _quality(found: Gathered, rows: Sequence[Row]) -> Table:
             cells += [Cell(words.NONE)] * 4 + [Cell("not compared", "flag")]
         else:
             cells += [
-                Cell(words.signed(compared.mean, places[first])),
-                Cell(_interval(quantity.interval, places[first])),
+                Cell(words.signed(compared.mean, digits)),
+                Cell(_interval(quantity.interval, digits)),
                 Cell(words.p_value(compared.p)),
                 Cell(words.p_value(compared.holm_p)),
                 Cell(_badge(compared), compared.verdict),
@@ -173,13 +176,13 @@ def _quality(found: Gathered, rows: Sequence[Row]) -> Table:
         columns=(
             Column("arm", numeric=False),
             Column("seeds"),
-            Column(f"{first}, mean ± sd"),
+            Column(f"{first}, {_MEAN_SD}"),
             Column("difference"),
-            Column("95 % CI"),
+            Column(_CI),
             Column("p"),
             Column("p, Holm"),
             Column("verdict", numeric=False),
-            *(Column(f"{name}, mean ± sd") for name in metrics[1:]),
+            *(Column(f"{name}, {_MEAN_SD}") for name in metrics[1:]),
         ),
         rows=tuple(body),
         notes=tuple(notes),
@@ -196,11 +199,11 @@ def _beside(found: Gathered, rows: Sequence[Row]) -> Table | None:
     if test:
         subjects.append("on the test split")
         places = _places(rows, test)
-        columns += [Column(f"{test}, mean ± sd"), Column("difference")]
+        columns += [Column(f"{test}, {_MEAN_SD}"), Column("difference")]
         for line, row in zip(lines, rows, strict=True):
             difference = None if row.is_control else row.quantities[test].difference
             line.append(Cell(_mean(row.quantities[test], test, places)))
-            line.append(Cell(words.signed(difference, places)))
+            line.append(Cell(words.signed(difference, _digits(rows, test))))
         notes.append(
             f"{test} is of the checkpoint that was best on validation, evaluated once when its "
             "training had ended. No verdict is made by it."
@@ -213,7 +216,7 @@ def _beside(found: Gathered, rows: Sequence[Row]) -> Table | None:
             Column("difference, published"),
             Column(f"difference, here ({first})"),
         ]
-        digits = _digits(published)
+        digits = _published_digits(published)
         for line, row in zip(lines, rows, strict=True):
             value = row.arm.published
             theirs = None
@@ -222,7 +225,7 @@ def _beside(found: Gathered, rows: Sequence[Row]) -> Table | None:
             ours = row.comparison.mean if row.comparison else None
             line.append(Cell(words.number(value, digits)))
             line.append(Cell(words.signed(theirs, digits)))
-            line.append(Cell(words.signed(ours, _places(rows, first))))
+            line.append(Cell(words.signed(ours, _digits(rows, first))))
         notes.append(
             "Published figures are in the paper's unit and of its data set, of one seed where the "
             "paper does not say otherwise: directions may be compared, sizes not."
@@ -315,18 +318,25 @@ def _reading(found: Gathered, rows: Sequence[Row]) -> Bullets:
 
 
 def _difference(row: Row, rows: Sequence[Row], metric: str) -> str:
-    places = _places(rows, metric)
+    places = _digits(rows, metric)
     found = row.quantities[metric]
     text = f"**{row.arm.name}** ({words.signed(found.difference, places)}"
     if found.interval is not None:
         low, high = found.interval.low, found.interval.high
-        text += f", 95 % CI {words.signed(low, places)} to {words.signed(high, places)}"
+        text += f", {_CI} {words.signed(low, places)} to {words.signed(high, places)}"
     return f"{text})"
 
 
 def _places(rows: Sequence[Row], metric: str) -> int:
     quantities = [row.quantities[metric] for row in rows]
     return words.decimals([q.sd for q in quantities], [q.mean for q in quantities])
+
+
+def _digits(rows: Sequence[Row], metric: str) -> int:
+    """Return the decimals of differences, which spread less than the values do."""
+    quantities = [row.quantities[metric] for row in rows if not row.is_control]
+    known = [q.difference for q in quantities if q.difference is not None]
+    return words.decimals([q.difference_sd for q in quantities], known)
 
 
 def _mean(quantity: Quantity, metric: str, places: int) -> str:
@@ -349,7 +359,7 @@ def _interval(found: Interval | None, places: int) -> str:
     return f"{words.signed(found.low, places)} to {words.signed(found.high, places)}{mark}"
 
 
-def _digits(values: Sequence[float]) -> int:
+def _published_digits(values: Sequence[float]) -> int:
     """Return the decimals with which figures were published, which is all that is known of them."""
     return next(n for n in range(7) if n == 6 or all(abs(v - round(v, n)) < 1e-9 for v in values))
 

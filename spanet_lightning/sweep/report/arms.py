@@ -31,13 +31,15 @@ class Quantity:
         mean: Of them.
         sd: Of them; NaN of one.
         difference: Mean of arm minus control, by seed; None where they can't be paired.
-        interval: Of this difference.
+        difference_sd: Standard deviation of the differences; NaN of one seed.
+        interval: Of the mean difference.
     """
 
     values: Mapping[int, float]
     mean: float
     sd: float
     difference: float | None
+    difference_sd: float | None
     interval: Interval | None
 
 
@@ -165,11 +167,13 @@ def _quantity(values: Mapping[int, float], control: Mapping[int, float], name: s
         differences = list(paired(values, control, name).values()) if values else []
     except ConfigError:
         differences = []
+    difference, difference_sd = mean_sd(differences) if differences else (None, None)
     return Quantity(
         values=values,
         mean=mean,
         sd=sd,
-        difference=mean_sd(differences)[0] if differences else None,
+        difference=difference,
+        difference_sd=difference_sd,
         interval=interval(differences) if differences else None,
     )
 

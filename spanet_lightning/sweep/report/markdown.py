@@ -20,8 +20,8 @@ def markdown(found: Document, figures: str = "figures") -> str:
         found: What it says.
         figures: Folder of the figures, seen from the report.
     """
-    lines = [f"# {_text(found.question)}", "", f"**{_text(found.verdict)}**", ""]
-    lines.append(" · ".join(f"{_text(value)} ({name})" for name, value in found.facts))
+    lines = [f"# {_text(found.question)}", "", _text(found.verdict), ""]
+    lines.append(" · ".join(f"{name}: {_text(value)}" for name, value in found.facts))
     lines.append("")
     for warning in found.warnings:
         lines += [f"> ⚠ {_text(warning)}", ""]

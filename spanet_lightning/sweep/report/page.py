@@ -61,7 +61,7 @@ td.n, td code { white-space: nowrap; }
 td.better { color: var(--better); font-weight: 600; white-space: nowrap; }
 td.worse { color: var(--worse); font-weight: 600; white-space: nowrap; }
 td.inconclusive, td.muted { color: var(--muted); }
-td.inconclusive { min-width: 8.8em; }
+td.inconclusive { min-width: 9.5em; }
 tbody th { min-width: 9em; } tbody th.n { min-width: 0; }
 td.flag { color: var(--warn); }
 .note { color: var(--muted); font-size: 13.5px; margin: 6px 0; }
