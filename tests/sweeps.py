@@ -21,6 +21,22 @@ from spanet_lightning.sweep.storage import Pulse
 FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_trial.py")))
 URL = "sqlite:///sweeps.db"
 TOP1 = (Objective("val/top1"),)
+# A study of the real experiment.
+STUDY = """\
+question: Does a trial go on where it was?
+config: {config}
+set:
+  trainer.max_epochs: 6
+  trainer.limit_train_batches: 4
+objective: {{metric: val/top1, goal: max}}
+test: test/top1
+ablation:
+  seeds: [0]
+  control: with SRF
+  arms:
+    with SRF: {{}}
+    without SRF: {{set: {{model.backbone.srf: false}}}}
+"""
 
 
 def ablation(

@@ -20,7 +20,7 @@ from spanet_lightning.sweep.definition import Ablation, Arm, Range, Study
 from spanet_lightning.sweep.ledger import Ledger
 from spanet_lightning.sweep.records import TrialRecord
 from tests.helpers import CONFIGS
-from tests.sweeps import ablation, command, complete, run, search, started, trials, wait
+from tests.sweeps import STUDY, ablation, command, complete, run, search, started, trials, wait
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 
@@ -159,23 +159,6 @@ def test_orphans_end_with_their_command() -> None:
 
 
 # -- the real experiment
-
-
-STUDY = """\
-question: Does a trial go on where it was?
-config: {config}
-set:
-  trainer.max_epochs: 6
-  trainer.limit_train_batches: 4
-objective: {metric: val/top1, goal: max}
-test: test/top1
-ablation:
-  seeds: [0]
-  control: with SRF
-  arms:
-    with SRF: {{}}
-    without SRF: {{set: {{model.backbone.srf: false}}}}
-"""
 
 
 def _spanet(*args: str) -> subprocess.Popen[str]:

@@ -20,8 +20,9 @@ from spanet_lightning.sweep.definition import Choice, Condition, Objective, Rang
 from spanet_lightning.sweep.events import EventReader, EventWriter, Progress, value
 from spanet_lightning.sweep.ledger import Budget, Claim, Idle, Ledger, LostError
 from spanet_lightning.sweep.records import TrialRecord
-from tests.helpers import refused
-from tests.sweeps import URL, ablation, search, started, trials
+from spanet_lightning.sweep.storage import Pulse
+from tests.helpers import CONFIGS, refused
+from tests.sweeps import STUDY, URL, ablation, search, started, trials, wait
 from tests.sweeps import run as run_study
 
 SPACE = (
@@ -129,6 +130,22 @@ def test_lost_trial_is_not_told() -> None:
     other.finish(again, done, TrialState.COMPLETE, [0.5])  # the first answer may have been lost
     again.file.release()
     assert other.claim("here:3", Budget()) is Idle.OVER
+
+
+def test_worker_of_another_machine_is_given_up_after_its_grace() -> None:
+    """Where no lock tells, Optuna's heartbeat does; and not before it had the time to."""
+    study = ablation({"a": {}})
+    claim = _ledger(study).claim("there:1", Budget())
+    assert isinstance(claim, Claim)
+    claim.folder.claim.unlink()  # as seen from a machine that does not share the disk
+    other = Ledger(URL, study, Pulse(1, 2))
+    other.create()
+    assert other.claim("here:2", Budget()) is Idle.WAIT
+    again = wait(lambda: _taken(other.claim("here:2", Budget())), 15)
+    assert (again.record.attempt, again.record.retry_of) == (2, 0)
+    book = other.attach()
+    assert book.get_trials()[0].user_attrs["failure"] == "killed"
+    assert book.user_attrs["ended:0"] == book.get_trials()[0].user_attrs["digest"]
 
 
 def test_interrupted_claim_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,6 +384,28 @@ def test_commands_import_optuna_only_when_called() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parts of a start add up, and imports are most of it."""
+    app.main(["bench", "sweep", "--rounds", "1", "--trials", "2", "--json", "bench.json"])
+    assert "to the first step" in capsys.readouterr().out
+    rows = {row["subject"]: row for row in json.loads(Path("bench.json").read_text())["results"]}
+    total, imports, rest = (
+        rows[name]["seconds"][0] for name in ("to the first step", "imports", "the rest")
+    )
+    assert total == pytest.approx(imports + rest)
+    assert imports > rest > 0
+    assert rows["book-keeping"]["trials_per_minute"] > 0
+
+
+def test_plan_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("study.yaml")
+    file.write_text(STUDY.format(config=CONFIGS / "digits" / "spanetv2.yaml"))
+    app.main(["sweep", "plan", "study.yaml", "--untimed"])
+    assert "nothing was written" in capsys.readouterr().out
+    assert list(Path().iterdir()) == [file]
+
+
 # -- the trial's process
 
 
@@ -418,7 +457,7 @@ def test_trial_stops_at_a_loss_that_is_no_number() -> None:
     command = ("fit", *UNTRACKED, "--name=cell", "--trainer.default_root_dir=r",
                "--model.optimizer.lr=1e38", "--trainer.limit_train_batches=6")  # fmt: skip
     spec = Spec(command, "e.jsonl", "prune", (Objective("val/top1"),), None, {})
-    with pytest.raises(failures.NotFiniteError, match="the loss was nan|weights were not finite"):
+    with pytest.raises(failures.NotFiniteError, match=r"the loss was nan|weights were not finite"):
         TrialExperiment(spec)
 
 
@@ -426,6 +465,10 @@ def _ledger(study) -> Ledger:
     book = Ledger(URL, study)
     book.create()
     return book
+
+
+def _taken(claim: Claim | Idle) -> Claim | None:
+    return claim if isinstance(claim, Claim) else None
 
 
 def _die(*args: object) -> str:

@@ -381,7 +381,7 @@ def serve(order: Order, alive: Connection, log: Path) -> None:
         worker = Worker(order, say)
 
         def stop(number: int, _: FrameType | None) -> None:
-            worker.why = worker.why or signal.Signals(number).name
+            worker.why = worker.why or f"its command ({signal.Signals(number).name})"
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
