@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from spanet_lightning.sweep.definition import Ablation, Arm, Range, Study
 from spanet_lightning.sweep.ledger import Ledger
 from spanet_lightning.sweep.records import TrialRecord
+from spanet_lightning.sweep.worker import RUNNER
 from tests.helpers import CONFIGS
 from tests.sweeps import STUDY, ablation, command, complete, run, search, started, trials, wait
 
@@ -260,6 +261,35 @@ def test_real_trials_that_fail() -> None:
     assert outcome.counts == {"complete": 1, "failed": 2}, records
     assert records["nan"].failure == "nan"
     assert records["memory"].failure == "out-of-memory"
+
+
+@pytest.mark.slow
+def test_trial_on_two_processes() -> None:
+    """A trial may be a DDP run: metrics are computed together, and a failure ends both."""
+    base = ablation({"a": {}})
+    study = Study(
+        **{
+            **vars(base),
+            "configs": (str(CONFIGS / "digits" / "spanetv2.yaml"),),
+            "overrides": {
+                "trainer.max_epochs": 1,
+                "trainer.limit_train_batches": 4,
+                "trainer.devices": 2,
+                "trainer.strategy": "ddp",
+                "trainer.logger": False,
+            },
+            "method": Ablation(
+                control="control",
+                arms=(Arm("control"), Arm("nan", {"model.optimizer.lr": 1e38})),
+                seeds=(0,),
+            ),
+        }
+    )
+    assert run(study, runner=RUNNER).counts == {"complete": 1, "failed": 1}
+    control, nan = (TrialRecord.from_attrs(t.user_attrs) for t in trials(study))
+    assert control.hardware.startswith("2 × ")
+    assert "val/top1" in control.best
+    assert nan.failure == "nan"
 
 
 # -- PostgreSQL

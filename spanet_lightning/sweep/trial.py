@@ -151,11 +151,13 @@ class Reporter(Callback):
         pl_module: LightningModule,
     ) -> None:
         """Tell the metrics of the epoch; validation has come before."""
+        # Read in all processes: they compute metrics together.
+        found = trainer.callback_metrics
         if trainer.is_global_zero and not self.pruned:
             prefixes = ("train/", "val/") if self._validated else ("train/",)
             metrics = {
                 name: float(value)
-                for name, value in trainer.callback_metrics.items()
+                for name, value in found.items()
                 if name.startswith(prefixes) and not name.endswith(("_step", "_epoch"))
             }
             self.events.write(
