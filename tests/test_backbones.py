@@ -201,7 +201,9 @@ def randomised(module):
         {},
         {"ring": None},
         {"spf": False},
-        {"aggregation": "add"},
+        {"aggregation": "hadamard"},
+        {"aggregation": "hadamard", "spf": False},
+        {"aggregation": "hadamard", "balance": (0.6, 0.9), "spectral_impl": "fft"},
         {"kernel_size": 3, "radius": (4, 3, 2, 1.5)},
         {"balance": (0.6,)},
         {"balance": (0.5, 0.6, 0.7, 0.8, 1.0), "spectral_impl": "fft"},
@@ -218,7 +220,7 @@ def test_v1_mixer_is_the_papers(size, knobs):
         radius=knobs.get("radius", (2,))[0] if knobs.get("spf", True) else None,
         balance=knobs.get("balance", (0.7, 0.8, 0.9)),
         ring=knobs.get("ring", 1 / 3),
-        aggregation=knobs.get("aggregation", "hadamard"),
+        aggregation=knobs.get("aggregation", "add"),
     )
     assert torch.allclose(mixer(x), expected, atol=1e-10, rtol=1e-10)
 
@@ -270,7 +272,7 @@ def test_star_relu_folded_or_not_is_the_equation(impl, training):
     ("cls", "knobs"),
     [
         (SPANet, {}),
-        (SPANet, {"aggregation": "add", "branch_scale": "layer"}),
+        (SPANet, {"aggregation": "hadamard", "branch_scale": "layer"}),
         (SPANet, {"spf": False}),
         (SPANetV2, {}),
         (SPANetV2, {"head_layout": "concatenated", "srf_gate": "scaled_sigmoid"}),

@@ -1,14 +1,14 @@
 """SPANet (ICCV 2023, arXiv:2308.11568): the first generation.
 
-Its token mixer, spectral pooling aggregation modulation (SPAM), multiplies local features by a
-context in which low and high frequencies have been re-balanced:
+Its token mixer, spectral pooling aggregation modulation (SPAM, Section 4.2), multiplies a query by
+a context in which low and high frequencies have been re-balanced:
 
-    q   = DW_k×1(DW_1×k(W_in x))                      local features
+    q   = DW_k×1(DW_1×k(W_in x))                      query
     ctx = Σ_b W_b·SPF(q_b; r, λ_b) + c_b              one gate b for each chunk q_b of channels
     y   = W_out(q ⊙ ctx)
 
-where SPF weights the spectrum by λ_b inside a circle of radius r and 1 - λ_b outside
-(`spectral.circular_mask`). The sum of 1×1 convolutions over chunks is one 1×1 convolution over all
+where SPF weights the spectrum by λ_b inside a circle of radius r and 1 - λ_b outside (Eq. 16-18,
+`spectral.circular_mask`). The sum of 1×1 convolutions over chunks is one 1×1 convolution over all
 channels, so `SpectralGates` stores one weight.
 
 Shape letters: B batch, C channels, H×W pixels of the stage.
@@ -16,6 +16,7 @@ Shape letters: B batch, C channels, H×W pixels of the stage.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple, get_args
@@ -41,10 +42,10 @@ from spanet_lightning.backbones.layers import (
     init_trunc_normal,
 )
 from spanet_lightning.backbones.metaformer import Backbone
-from spanet_lightning.backbones.spectral import SpectralImpl
+from spanet_lightning.backbones.spectral import Gate, SpectralImpl
 from spanet_lightning.errors import invalid
 
-Aggregation = Literal["hadamard", "add"]
+Aggregation = Literal["add", "hadamard"]
 SPANetVariant = Literal["s", "m", "mx", "b", "bx", "test"]
 
 
@@ -72,13 +73,14 @@ VARIANTS: dict[str, SPANetRow] = {
 
 
 class SpectralGates(nn.Module):
-    """The context: every gate filters its chunk of channels, a 1×1 convolution mixes them.
+    """The context: every gate filters its chunk of channels, a 1×1 convolution mixes them (Eq. 19).
 
     Args:
         channels: Number of channels C.
         radius: Radius of the SPF in cycles per side, or `None` for gates without SPF.
         balance: λ_b, one a gate; the channels are chunked as `torch.chunk` does.
         ring: Weight exactly on the circle, `None` for 1 - λ_b.
+        aggregation: Whether the context is the sum or the product of what the gates return.
         impl: See `spectral.SpectralImpl`.
     """
 
@@ -88,11 +90,13 @@ class SpectralGates(nn.Module):
         radius: float | None,
         balance: Sequence[float],
         ring: float | None,
+        aggregation: Aggregation,
         impl: SpectralImpl,
     ) -> None:
         super().__init__()
         self.gates = spectral.gates(balance, ring, channels)
         self.radius = radius
+        self.aggregation: Aggregation = aggregation
         self.impl: SpectralImpl = impl
         self.weight = nn.Parameter(torch.empty(channels, channels, 1, 1))
         # One row a gate: the official gates have a bias each. One bias would compute the same, but
@@ -111,13 +115,29 @@ class SpectralGates(nn.Module):
             start += gate.channels
 
     def forward(self, q: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the context of local features `q`, same shape."""
-        bias = self.bias.sum(0)
+        """Return the context of a query `q`, same shape."""
+        if self.radius is not None and self.impl == "fft":
+            product = self.aggregation == "hadamard"
+            return spectral_literal.spf_context(
+                q, self.weight, self.bias, self.radius, self.gates, product=product
+            )
+        if self.aggregation == "add":  # then all gates are one convolution
+            return self._mixed(q, self.weight, self.bias.sum(0), self.gates)
+        sizes = [gate.channels for gate in self.gates]
+        chunks, weights = torch.split(q, sizes, 1), torch.split(self.weight, sizes, 1)
+        contexts = [
+            self._mixed(chunk, weight, bias, (gate,))
+            for chunk, weight, bias, gate in zip(
+                chunks, weights, self.bias, self.gates, strict=True
+            )
+        ]
+        return functools.reduce(torch.mul, contexts)
+
+    def _mixed(self, q: Tensor, weight: Tensor, bias: Tensor, gates: tuple[Gate, ...]) -> Tensor:
+        """Return what the gates of some channels of the query add up to."""
         if self.radius is None:
-            return nn.functional.conv2d(q, self.weight, bias)
-        if self.impl == "fft":
-            return spectral_literal.spf_context(q, self.weight, self.bias, self.radius, self.gates)
-        return spectral.spf_conv1x1(q, self.weight, bias, self.radius, self.gates, self.impl)
+            return nn.functional.conv2d(q, weight, bias)
+        return spectral.spf_conv1x1(q, weight, bias, self.radius, gates, self.impl)
 
     def mask(self, gate: int, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
         """Return a gate's mask, zero frequency at the centre as in official checkpoints."""
@@ -129,7 +149,10 @@ class SpectralGates(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what is not a parameter."""
-        return f"radius={self.radius}, gates={self.gates}, impl={self.impl!r}"
+        return (
+            f"radius={self.radius}, gates={self.gates}, aggregation={self.aggregation!r}, "
+            f"impl={self.impl!r}"
+        )
 
 
 class SPAM(nn.Module):
@@ -139,26 +162,21 @@ class SPAM(nn.Module):
         channels: Number of channels C.
         kernel_size: Length k, in pixels, of the 1×k and k×1 depthwise convolutions.
         gates: The context.
-        aggregation: How local features and context meet: product or sum.
     """
 
-    def __init__(
-        self, channels: int, kernel_size: int, gates: SpectralGates, aggregation: Aggregation
-    ) -> None:
+    def __init__(self, channels: int, kernel_size: int, gates: SpectralGates) -> None:
         super().__init__()
         k, p = kernel_size, kernel_size // 2
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.local_w = DepthwiseRow(channels, k)
         self.local_h = nn.Conv2d(channels, channels, (k, 1), padding=(p, 0), groups=channels)
         self.gates = gates
-        self.aggregation = aggregation
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the mixed tokens, same shape."""
         q = self.local_h(self.local_w(self.proj_in(x)))
-        context = self.gates(q)
-        y: Tensor = self.proj_out(q * context if self.aggregation == "hadamard" else q + context)
+        y: Tensor = self.proj_out(q * self.gates(q))
         return y
 
 
@@ -189,7 +207,8 @@ class SPANet(Backbone):
         spf: Off: gates without spectral filter (1×1 convolutions alone).
         ring: Weight of frequencies at distance exactly r. 1/3 in the official code; `null` for the
             paper's equation, which counts them as outside (1 - λ_b).
-        aggregation: "hadamard" multiplies local features and context, "add" sums them.
+        aggregation: How the gates' outputs become the context: "add", as published, or their
+            element-wise product, "hadamard" (Table 5).
         branch_scale: "res": learned scales on the shortcuts of the last two stages, as published;
             "layer": on all branches of all stages, starting at 1e-5; or "none".
         spectral_impl: How the SPF is computed; the function is the same. "real": in a real basis of
@@ -218,7 +237,7 @@ class SPANet(Backbone):
         balance: Sequence[float] = (0.7, 0.8, 0.9),
         spf: bool = True,
         ring: float | None = 1 / 3,
-        aggregation: Aggregation = "hadamard",
+        aggregation: Aggregation = "add",
         branch_scale: BranchScale = "res",
         spectral_impl: SpectralImpl = "auto",
     ) -> None:
@@ -244,8 +263,9 @@ class SPANet(Backbone):
         mlp_ratio = validate.positive("mlp_ratio", mlp_ratio)
 
         def mixer(stage: int, dim: int) -> nn.Module:
-            gates = SpectralGates(dim, radius[stage] if spf else None, balance, ring, spectral_impl)
-            return SPAM(dim, kernel_size, gates, aggregation)
+            low = radius[stage] if spf else None
+            gates = SpectralGates(dim, low, balance, ring, aggregation, spectral_impl)
+            return SPAM(dim, kernel_size, gates)
 
         literal = spectral_impl == "fft"
 

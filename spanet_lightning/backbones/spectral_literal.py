@@ -24,8 +24,10 @@ def spf_context(
     biases: Float[Tensor, "g d"],
     radius: float,
     gates: tuple[Gate, ...],
+    *,
+    product: bool = False,
 ) -> Float[Tensor, "b d h w"]:
-    """Filter each gate's chunk and add up their 1×1 convolutions (arXiv:2308.11568).
+    """Filter each gate's chunk and add up their 1×1 convolutions (arXiv:2308.11568, Eq. 17, 19).
 
     The shifts run over all dimensions, batch and channels included, as in the official code; the
     shift back undoes them.
@@ -36,6 +38,7 @@ def spf_context(
         biases: One bias a gate.
         radius: Radius of the SPF, in cycles per side.
         gates: The weights of the channels of `q`, in their order.
+        product: Multiply what the gates return instead (Table 5).
     """
     height, width = q.shape[-2:]
     sizes = [gate.channels for gate in gates]
@@ -50,7 +53,7 @@ def spf_context(
         filtered.append(wide.to(chunk.dtype))
     columns = torch.split(weight, sizes, 1)
     contexts = map(F.conv2d, filtered, columns, biases)
-    return functools.reduce(torch.add, contexts)
+    return functools.reduce(torch.mul if product else torch.add, contexts)
 
 
 def srf_interleaved(

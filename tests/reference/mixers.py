@@ -43,18 +43,23 @@ def spam_v1(
     ring: float | None,
     aggregation: str,
 ) -> Tensor:
-    """V1: q = DW_k×1 DW_1×k W_in x; ctx = Σ_b (W_b SPF(q_b) + c_b); y = W_out (q ⊙ ctx)."""
+    """V1: q = DW_k×1 DW_1×k W_in x; ctx = Σ_b (W_b SPF(q_b) + c_b); y = W_out (q ⊙ ctx).
+
+    With "hadamard" the context is Π_b (W_b SPF(q_b) + c_b).
+    """
     q = _depthwise(_depthwise(_linear(x, mixer.proj_in), mixer.local_w), mixer.local_h)
     weights = torch.split(
         mixer.gates.weight[:, :, 0, 0], [c.shape[1] for c in q.chunk(len(balance), 1)], dim=1
     )
-    context = torch.zeros_like(q)
+    product = aggregation == "hadamard"
+    context = torch.ones_like(q) if product else torch.zeros_like(q)
     for chunk, weight, bias, lam in zip(
         q.chunk(len(balance), 1), weights, mixer.gates.bias, balance, strict=True
     ):
         filtered = chunk if radius is None else filters.spf(chunk, radius, lam, ring)
-        context = context + torch.einsum("dc,bchw->bdhw", weight, filtered) + bias[:, None, None]
-    return _linear(q * context if aggregation == "hadamard" else q + context, mixer.proj_out)
+        gate = torch.einsum("dc,bchw->bdhw", weight, filtered) + bias[:, None, None]
+        context = context * gate if product else context + gate
+    return _linear(q * context, mixer.proj_out)
 
 
 def spam_v2(x: Tensor, mixer: nn.Module, *, head_layout: str) -> Tensor:
