@@ -91,6 +91,16 @@ def demo(session: nox.Session) -> None:
     python(session, "-m", "spanet_lightning.app", "demo", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def ablation(session: nox.Session) -> None:
+    """Run an ablation on embedded images, two trials at a time, and write its report."""
+    install(session)
+    study = "sweeps/digits/srf_kernels.yaml"
+    app = ("-m", "spanet_lightning.app")
+    python(session, *app, "sweep", "run", study, "--workers", "2", *session.posargs)
+    python(session, *app, "report", study)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel and the source archive into dist/."""
