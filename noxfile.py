@@ -57,7 +57,7 @@ def python(session: nox.Session, *args: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, and report which lines they reach."""
     install(session, "tests")
-    python(session, "-m", "pytest", "--cov", "--cov-report=term", *session.posargs)
+    python(session, "-m", "pytest", "-n", "auto", "--cov", "--cov-report=term", *session.posargs)
 
 
 @nox.session(venv_backend="none")
