@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,22 @@ def test_data_of_other_classes_or_without_masks_are_refused(tmp_path: Path) -> N
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         segmenter(**arguments)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_seven_images_as_one_does(tmp_path):
+    """Lightning's own sampler would give each process four, one of them twice."""
+    config = Path(__file__).parents[1] / "configs" / "digits" / "semantic_fpn.yaml"
+    figures = []
+    for devices in (1, 2):
+        command = (
+            *(sys.executable, "-m", "spanet_lightning", "validate", f"--config={config}"),
+            *("--data.val_scenes=7", f"--trainer.devices={devices}", "--trainer.strategy=ddp"),
+        )
+        printed = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        rows = [line.strip("│ ").split("│") for line in printed.splitlines() if "val/" in line]
+        figures.append({name.strip(): value.strip() for name, value in rows})
+    assert set(figures[0]) == {"val/miou", "val/mean_accuracy", "val/pixel_accuracy"}
+    assert figures[0] == figures[1]
