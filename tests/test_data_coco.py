@@ -169,6 +169,13 @@ def test_arguments_are_refused_by_name(key: str, value: object) -> None:
         module(Path(), **{key: value})
 
 
+def test_scales_that_are_not_drawn_from_limit_nothing() -> None:
+    sides = {"long_side": 480, "short_side": 320}
+    CocoDataModule(root="x", augmentation="none", **sides)
+    with pytest.raises(ConfigError, match="long_side: got 480, expected at least 800"):
+        CocoDataModule(root="x", augmentation="multi_scale_crop", **sides)
+
+
 def test_missing_files_are_named(root: Path) -> None:
     with pytest.raises(DataError, match=r"train_annotations: found no file at .*no\.json"):
         fitted(root, train_annotations="annotations/no.json")

@@ -109,7 +109,6 @@ def eight_people(tmp_path: Path) -> CocoDataModule:
         augmentation="none",
         long_side=400,
         short_side=256,
-        short_sides=(256,),
         group_by_aspect=False,
         batch_size=COUNT,
         num_workers=0,

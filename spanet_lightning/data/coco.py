@@ -112,7 +112,9 @@ class CocoDataModule(DenseDataModule):
         for key, number, least in (
             ("short_side", short_side, LEAST_SIDE),
             *(("short_sides", side, LEAST_SIDE) for side in short_sides),
-            ("long_side", long_side, max(short_side, *short_sides)),
+            ("long_side", long_side, short_side),
+            # Its default is that of large images, which nothing else uses.
+            *[("long_side", long_side, max(short_sides))] * (augmentation == "multi_scale_crop"),
         ):
             if number < least:
                 raise invalid(key, number, f"at least {least}")

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from spanet_lightning.data.batches import DetectionTarget
 
 Augmentation = Literal["none", "flip", "multi_scale_crop"]
-# RECIPES of the V2 runs: short sides before the crop, and the range of the crop's sides.
+# The published V2 runs: short sides before the crop, and the range of the crop's sides.
 CROP_SHORT_SIDES = (400, 500, 600)
 CROP_RANGE = (384, 600)
 

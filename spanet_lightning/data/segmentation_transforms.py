@@ -35,7 +35,7 @@ def maybe(probability: float = 0.5) -> bool:
 
 
 class SegmentationAugmentation:
-    """Random resize, crop, flip and colours; see RECIPES of the published ADE20K runs.
+    """Random resize, crop, flip and colours, as in the published ADE20K runs.
 
     Args:
         crop: Height and width of what comes out, in pixels; the mask is padded to it.
