@@ -101,7 +101,7 @@ class MLflowLogger(Logger):
             run_id: The run.
         """
         self._run_id = run_id
-        if rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
             self.client.update_run(run_id, status="RUNNING")
 
     def _create_run(self, client: MlflowClient) -> str:
