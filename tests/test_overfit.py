@@ -1,8 +1,8 @@
 """If one fails, a head can't even learn eight photographs by heart.
 
 Then its targets, its losses or what it makes of its outputs disagree with each other on real
-annotations. Training takes minutes for each head, hence the mark; random weights, a small backbone, no
-augmentation, evaluated on the images that were learnt.
+annotations. Training takes minutes for each head, hence the mark; random weights, a small backbone,
+no augmentation, evaluated on the images that were learnt.
 """
 
 from __future__ import annotations
