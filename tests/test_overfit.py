@@ -47,8 +47,8 @@ DETECTORS = {
     "CascadeMaskRCNN": (CascadeMaskRCNN(**RCNN), 2e-3, 200),
 }
 SEGMENTERS = {
-    "SemanticFPN": (SemanticFPN(width=64, head_width=64, dropout=0.0), 3e-3, 300),
-    "UPerNet": (UPerNet(width=64, auxiliary_width=32, dropout=0.0), 3e-3, 300),
+    "SemanticFPN": (SemanticFPN(width=64, head_width=64, dropout=0.0), 3e-3, 200),
+    "UPerNet": (UPerNet(width=64, auxiliary_width=32, dropout=0.0), 3e-3, 200),
 }
 
 
