@@ -39,16 +39,16 @@ pytestmark = [
 COUNT = 8
 SMALLEST = 48  # pixels; what is smaller is no more than a few once the image is made smaller
 RCNN = {"width": 64, "hidden": 256, "anchor_scale": 4.0, "samples": 64, "train_proposals": 200}
-# The head, its rate and its steps.
+# The head, its rate, and how often it sees the eight.
 DETECTORS = {
-    "RetinaNet": (RetinaNet(width=64, anchor_scale=2.0), 1e-3, 400),
-    "FasterRCNN": (FasterRCNN(**RCNN), 2e-3, 300),
-    "MaskRCNN": (MaskRCNN(**RCNN), 2e-3, 300),
-    "CascadeMaskRCNN": (CascadeMaskRCNN(**RCNN), 2e-3, 200),
+    "RetinaNet": (RetinaNet(width=64, anchor_scale=3.0), 1e-3, 250),
+    "FasterRCNN": (FasterRCNN(**RCNN), 1e-3, 150),
+    "MaskRCNN": (MaskRCNN(**RCNN), 1e-3, 150),
+    "CascadeMaskRCNN": (CascadeMaskRCNN(**RCNN), 1e-3, 100),
 }
 SEGMENTERS = {
-    "SemanticFPN": (SemanticFPN(width=64, head_width=64, dropout=0.0), 3e-3, 200),
-    "UPerNet": (UPerNet(width=64, auxiliary_width=32, dropout=0.0), 3e-3, 200),
+    "SemanticFPN": (SemanticFPN(width=64, head_width=64, dropout=0.0), 3e-3, 150),
+    "UPerNet": (UPerNet(width=64, auxiliary_width=32, dropout=0.0), 3e-3, 150),
 }
 
 
@@ -61,9 +61,9 @@ def recipe(lr: float) -> dict:
     }
 
 
-def learn_by_heart(task: DetectionTask | SegmentationTask, data: LightningDataModule, steps: int):
+def learn_by_heart(task: DetectionTask | SegmentationTask, data: LightningDataModule, epochs: int):
     trainer = Trainer(
-        max_epochs=steps,  # the eight images are one batch
+        max_epochs=epochs,
         accelerator="cpu",
         gradient_clip_val=1.0,
         logger=False,
@@ -109,7 +109,7 @@ def eight_people(tmp_path: Path) -> CocoDataModule:
         long_side=400,
         short_side=256,
         group_by_aspect=False,
-        batch_size=COUNT,
+        batch_size=2,
         num_workers=0,
     )
 
@@ -117,12 +117,11 @@ def eight_people(tmp_path: Path) -> CocoDataModule:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detectors_learn_eight_photographs(name, eight_people):
     seed_everything(0)
-    head, lr, steps = DETECTORS[name]
+    head, lr, epochs = DETECTORS[name]
     task = DetectionTask(SPANetV2(variant="test"), head, 1, **recipe(lr))
-    numbers = learn_by_heart(task, eight_people, steps)
+    numbers = learn_by_heart(task, eight_people, epochs)
     assert numbers["val/box_ap"] >= 0.8
-    if "Mask" in name:
-        assert numbers["val/mask_ap"] >= 0.6
+    assert numbers.get("val/mask_ap", 1.0) >= 0.8
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ def eight_streets(tmp_path: Path) -> SegmentationFoldersDataModule:
         scale=(1.0, 1.0),
         hflip=0.0,
         photometric=False,
-        batch_size=COUNT,
+        batch_size=4,
         num_workers=0,
     )
 
@@ -152,7 +151,7 @@ def eight_streets(tmp_path: Path) -> SegmentationFoldersDataModule:
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_segmentation_heads_learn_eight_street_scenes(name, eight_streets):
     seed_everything(0)
-    head, lr, steps = SEGMENTERS[name]
+    head, lr, epochs = SEGMENTERS[name]
     task = SegmentationTask(SPANetV2(variant="test"), head, 11, **recipe(lr))
-    numbers = learn_by_heart(task, eight_streets, steps)
+    numbers = learn_by_heart(task, eight_streets, epochs)
     assert numbers["val/miou"] >= 0.9
