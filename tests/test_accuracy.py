@@ -30,7 +30,7 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "digits"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["spanet", "spanetv2"])
 def test_digits_reach_97_percent_on_the_test_split(name):
-    assert tested(name)["test/top1"] >= 0.97
+    assert outcome(name)["test/top1"] >= 0.97
 
 
 @pytest.mark.slow
@@ -45,17 +45,17 @@ def test_digits_reach_97_percent_on_the_test_split(name):
     ],
 )
 def test_dense_heads_reach_the_bars_of_their_configurations(name, bars):
-    numbers = tested(name)
+    numbers = outcome(name)
     assert {key: numbers[key] for key in bars if numbers[key] < bars[key]} == {}
 
 
 @pytest.mark.slow
 def test_the_cascade_finds_boxes_at_least_as_well_as_mask_rcnn_in_the_same_steps():
-    cascade, mask = (tested(name)["test/box_ap"] for name in ("cascade_mask_rcnn", "mask_rcnn"))
+    cascade, mask = (outcome(name)["test/box_ap"] for name in ("cascade_mask_rcnn", "mask_rcnn"))
     assert cascade >= mask
 
 
-def tested(name: str) -> dict[str, float]:
+def outcome(name: str) -> dict[str, float]:
     """Train a configuration and return what its best weights reach on the test split."""
     experiment: Experiment = cli.run(
         ["fit", "--config", str(CONFIGS / f"{name}.yaml")], show_results=False
