@@ -67,7 +67,7 @@ def open_storage(url: str, *, pulse: Pulse | None = None, create: bool = True) -
             tables = set(sa.inspect(engine).get_table_names())
             if tables >= _MLFLOW_TABLES:
                 raise _shared(target)
-            if "studies" in tables:
+            if _complete(engine, tables):
                 return _connect(target, pulse)
             if not create:
                 raise ConfigError(f"--storage: {_shown(target)} holds no study yet")
@@ -199,6 +199,15 @@ def _engine_settings(target: URL) -> dict[str, object]:
     alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
     # Asked for a sign of life before each use: a restarted server is noticed, and connected anew.
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, **alive}}
+
+
+def _complete(engine: sa.Engine, tables: set[str]) -> bool:
+    """Whether Optuna's tables are all there: who creates them writes their version last."""
+    if "alembic_version" not in tables:
+        return False
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).first()
+    return found is not None
 
 
 def _connect(target: URL, pulse: Pulse) -> RDBStorage:
