@@ -42,10 +42,22 @@ RECORDS = sorted((ROOT / "docs" / "results" / "performance").glob("*.json"))
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_the_speed_ups_in_the_docs_are_those_of_the_records(path):
     record = json.loads(path.read_text())
-    text = (ROOT / "docs" / "performance.md").read_text()
+    page = "dense.md" if record["benchmark"] == "heads" else "performance.md"
+    text = (ROOT / "docs" / page).read_text()
     assert record["command"] in text
     if record["benchmark"] == "models":
         for found in record["ratios"]:
             s = found["speedup"]
             shown = f"{s['median']:.2f} ({s['q1']:.2f}–{s['q3']:.2f})"
             assert shown in text, (found["subject"], found["against"], found["mode"])
+
+
+def test_the_costs_of_heads_in_the_docs_are_those_of_the_record():
+    found = json.loads((ROOT / "docs/results/performance/heads.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
+    for row in found["results"]:
+        (line,) = [li for li in text.splitlines() if li.startswith(f"| {row['subject']} |")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        cells = cells[:3] if row["mode"] == "eval" else cells[3:]
+        assert cells[0] == f"{row['images_per_second']:.2f}"
+        assert cells[2] == f"{row['memory']['peak'] / 1e6:,.0f}"
