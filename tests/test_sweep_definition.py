@@ -16,8 +16,9 @@ from spanet_lightning.sweep import plan
 from spanet_lightning.sweep.check import check_study
 from spanet_lightning.sweep.command import fit_command, resolve
 from spanet_lightning.sweep.definition import Arm, Choice, Condition, Objective, Range, Study
-from spanet_lightning.sweep.parse import read_study, study_from_dict, with_overrides
+from spanet_lightning.sweep.parse import read_study, with_overrides
 from spanet_lightning.sweep.points import points
+from spanet_lightning.sweep.stored import study_from_dict
 from tests.helpers import CONFIGS, files, images
 
 V2 = CONFIGS / "digits" / "spanetv2.yaml"

@@ -33,6 +33,7 @@ from spanet_lightning.sweep.report.gather import Gathered, gather
 from spanet_lightning.sweep.report.importance import importances
 from spanet_lightning.sweep.report.scene import axis
 from spanet_lightning.sweep.report.search_figures import pareto_front
+from spanet_lightning.sweep.stored_trial import write_record
 from tests import sweep_studies as made
 from tests.sweep_studies import add_cell, fill_ablation, fill_search, store
 
@@ -535,11 +536,11 @@ def test_a_worker_killed_while_it_wrote_how_its_trial_ended_spoils_no_report() -
         assert isinstance(claim, Claim)
         record = replace(claim.record, failure=None, reason="")
         digest = record.digest(claim.number, "COMPLETE", (0.9,))
-        ledger._write(claim.trial._trial_id, claim.number, record, digest)
+        write_record(ledger.storage, claim.trial._trial_id, claim.number, record, digest)
         if kept_too:  # all but that it is complete
             found.set_user_attr(f"ended:{claim.number}", digest)
         assert gather(found, study).budget.running == 1
         claim.file.release()
-        ledger._settle()
+        ledger.recovery.settle()
         report = gather(optuna.load_study(study_name=study.name, storage=URL), study)
         assert (report.budget.complete, report.budget.failed) == (0, 1)

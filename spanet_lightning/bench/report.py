@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from spanet_lightning.bench.ceiling import Ceiling
-from spanet_lightning.bench.machine import commit, versions
 from spanet_lightning.bench.models import Row
 from spanet_lightning.bench.timing import spread
 from spanet_lightning.errors import ConfigError
+from spanet_lightning.machine import commit, versions
 
 SCHEMA = "spanet-bench/1"
 

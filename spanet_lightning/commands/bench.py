@@ -26,12 +26,12 @@ import torch
 
 from spanet_lightning.bench import report, tables
 from spanet_lightning.bench.ceiling import measure_ceiling
-from spanet_lightning.bench.machine import machine
 from spanet_lightning.bench.models import MODES, measure_models
 from spanet_lightning.bench.report import Document
 from spanet_lightning.bench.settings import Settings
 from spanet_lightning.bench.subjects import DEFAULTS, IMPLS, parse, parse_against, parse_ours
 from spanet_lightning.errors import ConfigError, invalid, invalid_choice
+from spanet_lightning.machine import machine
 
 EXPERIMENT = "spanet-bench"
 _AGAINST = "models, and any of " + ", ".join(IMPLS) + ": the same model with that spectral_impl"

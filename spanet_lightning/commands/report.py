@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     stored = storage.load(args.storage or storage.DEFAULT_URL, name)
     study = storage.definition_of(stored)
     if file_definition is not None:
-        from spanet_lightning.sweep.ledger import differences
+        from spanet_lightning.sweep.comparison import differences
 
         changes = list(differences(study.as_dict(), file_definition.as_dict()).values())
         if changes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import socket
-import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +24,22 @@ from optuna.trial import FrozenTrial, TrialState
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.sweep import folders, lock, space
 from spanet_lightning.sweep.command import fit_command
+from spanet_lightning.sweep.comparison import comparable, differences, is_free
 from spanet_lightning.sweep.definition import Study
 from spanet_lightning.sweep.records import TrialRecord
+from spanet_lightning.sweep.recovery import Recovery
 from spanet_lightning.sweep.samplers import make_pruner, make_sampler
 from spanet_lightning.sweep.storage import Pulse, definition_of, open_storage, safe_url
+from spanet_lightning.sweep.stored_trial import (
+    WORKER_DIED,
+    attempt_of,
+    key_of,
+    point_of,
+    pruned_values,
+    write_attr,
+    write_record,
+)
 
-# A change of these changes no trial: the stored definition takes it over.
-_FREE = ("question", "note", "method.trials", "method.hours")
-_WORKER_DIED = "its worker"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -109,7 +116,7 @@ class Ledger:
         self.root = root
         self.storage = open_storage(url, pulse=self.pulse)
         self.study: optuna.Study
-        self._connected = time.monotonic()
+        self.recovery: Recovery
 
     # -- the study
 
@@ -140,6 +147,7 @@ class Ledger:
             sampler=make_sampler(self.definition, 0),
         )
         self.study.pruner = make_pruner(self.definition, self.study.user_attrs.get("epochs"))
+        self.recovery = Recovery(self.study, self.storage, self.folder, self.pulse)
         return self.study
 
     def _create(self, config: Mapping[str, Any] | None) -> None:
@@ -155,7 +163,7 @@ class Ledger:
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names([objective.metric for objective in objectives])
         if config is not None:
-            study.set_user_attr("config", json.dumps(_comparable(config)))
+            study.set_user_attr("config", json.dumps(comparable(config)))
             study.set_user_attr("epochs", config.get("trainer.max_epochs"))
         study.set_user_attr("question", self.definition.question)
         study.set_user_attr("uid", uuid.uuid4().hex)
@@ -172,10 +180,10 @@ class Ledger:
         stored = definition_of(self.study)
         new = self.definition.as_dict()
         changes = differences(stored.as_dict(), new)
-        fixed = [line for key, line in changes.items() if not _is_free(key)]
+        fixed = [line for key, line in changes.items() if not is_free(key)]
         if not fixed and config is not None and "config" in attrs:
             old = json.loads(attrs["config"])
-            fixed = list(differences(old, _comparable(config)).values())
+            fixed = list(differences(old, comparable(config)).values())
         if fixed:
             raise ConfigError(
                 f"study: {self.definition.name!r} in {safe_url(self.url)} has another definition: "
@@ -189,9 +197,9 @@ class Ledger:
         wanted = space.queue(self.definition)
         if wanted is None:
             return
-        have = {_point(trial) for trial in self.study.get_trials(deepcopy=False)}
+        have = {point_of(trial) for trial in self.study.get_trials(deepcopy=False)}
         for params in wanted:
-            if _key(params) not in have:
+            if key_of(params) not in have:
                 self.study.enqueue_trial(params)
 
     # -- the next trial
@@ -204,7 +212,7 @@ class Ledger:
             budget: When the study is at its end.
         """
         with self._locked():
-            self._settle()
+            self.recovery.settle()
             trials = self.study.get_trials(deepcopy=False)
             if not self._is_due(trials, budget):
                 # What others run may come back into the queue, if they are killed.
@@ -212,7 +220,7 @@ class Ledger:
                 return Idle.WAIT if running else Idle.OVER
             claim = self._take(worker, trials)
         if isinstance(claim, Claim):
-            self._write(claim.trial._trial_id, claim.number, claim.record)
+            write_record(self.storage, claim.trial._trial_id, claim.number, claim.record)
         return claim
 
     def _is_due(self, trials: Sequence[FrozenTrial], budget: Budget) -> bool:
@@ -238,7 +246,7 @@ class Ledger:
         params = space.suggest(trial, self.definition)
         attrs = trial.user_attrs
         earlier = TrialRecord.from_attrs(attrs)
-        attempt, source = _attempt(
+        attempt, source = attempt_of(
             attrs, self.storage.get_trial(trial._trial_id).system_attrs, earlier
         )
         cell = attrs.get("cell") or folders.cell_name(self.definition, params, trial.number)
@@ -247,7 +255,7 @@ class Ledger:
         file = folders.ClaimFile(where.claim, token)
         if not file.take():
             # Its last worker was given up but still works on these files, on a shared disk.
-            self._release(trial.number, "its folder is still in use by an earlier attempt")
+            self.recovery.release(trial.number, "its folder is still in use by an earlier attempt")
             return Idle.WAIT
         seed = space.seed(self.definition, params)
         own = space.overrides(self.definition, params)
@@ -262,10 +270,10 @@ class Ledger:
             worker=worker,
             # How it ends if nobody is left to say.
             failure="killed",
-            reason=f"{_WORKER_DIED} {worker} was killed or cut off",
+            reason=f"{WORKER_DIED} {worker} was killed or cut off",
         )
-        self._write_attr(trial._trial_id, attrs, "cell", cell)
-        self._write_attr(trial._trial_id, attrs, "token", token)
+        write_attr(self.storage, trial._trial_id, attrs, "cell", cell)
+        write_attr(self.storage, trial._trial_id, attrs, "token", token)
         self.storage.record_heartbeat(trial._trial_id)
         resume = source is not None and earlier.failure != "nan"
         return Claim(trial, params, record, where, file, resume)
@@ -316,7 +324,7 @@ class Ledger:
         """
         claim.record = replace(record, failure=claim.record.failure, reason=claim.record.reason)
         try:
-            self._write(claim.trial._trial_id, claim.number, claim.record)
+            write_record(self.storage, claim.trial._trial_id, claim.number, claim.record)
         except UpdateFinishedTrialError:
             raise LostError(f"trial {claim.number} was given to another worker") from None
 
@@ -342,13 +350,13 @@ class Ledger:
         """
         with self._locked():
             frozen = self.storage.get_trial(claim.trial._trial_id)
-            told = _pruned_values(frozen) if state == TrialState.PRUNED else values
+            told = pruned_values(frozen) if state == TrialState.PRUNED else values
             digest = record.digest(claim.number, state.name, None if told is None else tuple(told))
             if frozen.state.is_finished():
                 if frozen.user_attrs.get("digest") == digest and frozen.state == state:
                     return  # the answer of the database was lost, not what we wrote
                 raise LostError(f"trial {claim.number} was given to another worker")
-            self._write(frozen._trial_id, claim.number, record, digest)
+            write_record(self.storage, frozen._trial_id, claim.number, record, digest)
             self.study.set_user_attr(f"ended:{claim.number}", digest)
             self.study.tell(claim.number, values, state)
 
@@ -362,7 +370,7 @@ class Ledger:
         """
         self.finish(claim, replace(record, failure="stopped", reason=why), TrialState.FAIL)
         with self._locked():
-            self._put_back()
+            self.recovery.put_back()
 
     def retry_failed(self) -> list[int]:
         """Put each trial back into the queue that failed and was not tried again since.
@@ -371,21 +379,11 @@ class Ledger:
             Their numbers.
         """
         with self._locked():
-            self._settle()
-            trials = self.study.get_trials(deepcopy=False)
-            last: dict[str, FrozenTrial] = {}
-            for trial in trials:  # by number: the last attempt of each counts
-                last[str(trial.user_attrs.get("cell", f"#{trial.number}"))] = trial
-            waiting = {_point(trial) for trial in trials if trial.state == TrialState.WAITING}
-            failed = [
-                trial
-                for trial in last.values()
-                if trial.state == TrialState.FAIL and _point(trial) not in waiting
-            ]
-            for trial in failed:
-                earlier = TrialRecord.from_attrs(trial.user_attrs)
-                self._requeue(trial, earlier.attempt + 1, fresh=True)
-            return [trial.number for trial in failed]
+            return self.recovery.retry_failed()
+
+    def reconnected(self) -> None:
+        """Remember that the storage was away: others may not have been able to show life either."""
+        self.recovery.reconnected()
 
     # -- stopping
 
@@ -408,127 +406,12 @@ class Ledger:
         """Close the connections to the storage."""
         self.storage.engine.dispose()
 
-    def reconnected(self) -> None:
-        """Remember that the storage was away: others may not have been able to show life either."""
-        self._connected = time.monotonic()
-
     # -- details
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with lock.exclusive(self.storage.engine, self.definition.name):
             yield
-
-    def _trial(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
-
-    def _settle(self) -> None:
-        """Fail the trials whose workers are dead, and put them back into the queue, once."""
-        running = [
-            trial
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.state == TrialState.RUNNING
-        ]
-        for trial in running:
-            token = str(trial.user_attrs.get("token", ""))
-            if not token.startswith(f"{trial.number}:"):
-                # We have the lock, so whoever began to claim it is dead: nothing was run.
-                self._release(trial.number, "its worker was killed before it began")
-                continue
-            where = folders.trial_folder(self.folder(), str(trial.user_attrs["cell"]))
-            alive = folders.lives(where.claim, token)
-            if alive:
-                self.storage.record_heartbeat(trial._trial_id)
-            elif alive is False:
-                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        # After an outage each worker gets the time to show that it lives.
-        if time.monotonic() - self._connected > 2 * self.pulse.interval:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                optuna.storages.fail_stale_trials(self.study)
-        for trial in running:
-            if self._trial(trial.number).state == TrialState.FAIL:
-                self._mark(trial.number)
-        self._put_back()
-
-    def _put_back(self) -> None:
-        """Put into the queue again what was stopped, and what died with its worker, once.
-
-        Looked for each time anew: who failed a trial may have been killed before putting it back.
-        """
-        trials = self.study.get_trials(deepcopy=False)
-        followed = {trial.user_attrs.get("requeued", {}).get("of") for trial in trials}
-        for trial in trials:
-            followed.update(trial.system_attrs.get("retry_history", []))
-        for trial in trials:
-            if trial.state != TrialState.FAIL or trial.number in followed:
-                continue
-            record = TrialRecord.from_attrs(trial.user_attrs)
-            if record.failure in (None, "stopped"):  # None: killed before it could say anything
-                self._requeue(trial, record.attempt)
-            elif record.failure == "killed" and record.reason.startswith(_WORKER_DIED):
-                callback = self.storage.get_heartbeat_stale_trial_callback()
-                if callback is not None:  # Optuna's, which counts how often it was tried
-                    callback(self.study, self.storage.get_trial(trial._trial_id))
-
-    def _mark(self, number: int) -> None:
-        """Keep the fingerprint of a failed trial; a worker that was killed may have kept another.
-
-        That is one which had written how well it ended, but not yet that it did.
-        """
-        attrs = self._trial(number).user_attrs
-        if "digest" in attrs:
-            digest = TrialRecord.from_attrs(attrs).digest(number, TrialState.FAIL.name, None)
-            self.study.set_user_attr(f"ended:{number}", digest)
-
-    def _release(self, number: int, why: str) -> None:
-        """Fail a trial of which nothing was run, and put it back into the queue."""
-        trial = self._trial(number)
-        earlier = TrialRecord.from_attrs(trial.user_attrs)
-        record = replace(earlier, failure="stopped", reason=why)
-        self._write(trial._trial_id, number, record)
-        self._mark(number)
-        self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        self._put_back()
-
-    def _requeue(self, trial: FrozenTrial, attempt: int, *, fresh: bool = False) -> None:
-        kept = {
-            key: value
-            for key, value in trial.system_attrs.items()
-            if not (fresh and key in ("failed_trial", "retry_history"))
-        }
-        cell = trial.user_attrs.get("cell")
-        attrs = {
-            "requeued": {"of": trial.number, "attempt": attempt},
-            "failure": trial.user_attrs.get("failure"),
-            **({} if cell is None else {"cell": cell}),
-        }
-        run_id = trial.user_attrs.get("run_id")
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                system_attrs=kept,
-                user_attrs={**attrs, **({"run_id": run_id} if run_id else {})},
-            )
-        )
-
-    def _write(
-        self, trial_id: int, number: int, record: TrialRecord, digest: str | None = None
-    ) -> None:
-        """Write the fields that are not stored as they are; each is a transaction of its own."""
-        stored = self.storage.get_trial(trial_id).user_attrs
-        known = TrialRecord.from_attrs(stored).as_attrs()
-        for name, value in record.as_attrs().items():
-            if known[name] != value:
-                self.storage.set_trial_user_attr(trial_id, name, value)
-        digest = digest or record.digest(number, TrialState.FAIL.name, None)
-        self._write_attr(trial_id, stored, "digest", digest)
-
-    def _write_attr(self, trial_id: int, stored: Mapping[str, Any], name: str, value: Any) -> None:
-        if stored.get(name) != value:
-            self.storage.set_trial_user_attr(trial_id, name, value)
 
 
 def this_worker(pid: int) -> str:
@@ -538,92 +421,3 @@ def this_worker(pid: int) -> str:
         pid: Its process.
     """
     return f"{socket.gethostname()}:{pid}"
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Return what differs between two definitions, a line for each key.
-
-    Args:
-        old: The stored one.
-        new: The one that is to be run.
-    """
-    before, after = _flat(old), _flat(new)
-    lines = {}
-    for key in [*after, *(key for key in before if key not in after)]:
-        if before.get(key, _NONE) != after.get(key, _NONE):
-            lines[key] = f"{key} was {_text(before, key)}, is {_text(after, key)}"
-    return lines
-
-
-_NONE = object()
-
-
-def _text(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key]) if key in flat else "absent"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return plain values by dotted key; the arms of an ablation by their names."""
-    if isinstance(value, Mapping) and value:
-        pairs = [(str(key), inner) for key, inner in value.items()]
-    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
-        pairs = [
-            (str(inner.get("name", i)) if isinstance(inner, Mapping) else str(i), inner)
-            for i, inner in enumerate(value)
-        ]
-    else:
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, inner in pairs:
-        found |= _flat(inner, f"{prefix}.{key}" if prefix else key)
-    return found
-
-
-def _is_free(key: str) -> bool:
-    published = key.startswith("method.arms.") and key.endswith(".published")
-    return key in _FREE or published or _is_place(key.removeprefix("overrides."))
-
-
-def _is_place(key: str) -> bool:
-    """Whether a key says where data lies, which each machine knows for itself."""
-    return key.startswith("data.") and key.rpartition(".")[2] == "root"
-
-
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a configuration says how a trial trains: not where it is recorded."""
-    aside = ("trainer.logger", "trainer.default_root_dir", "name", "seed_everything", "ckpt_path")
-    plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
-    return {
-        key: value
-        for key, value in plain.items()
-        if not key.startswith(aside) and not _is_place(key)
-    }
-
-
-def _key(params: Mapping[str, Any]) -> str:
-    return json.dumps(dict(params), sort_keys=True)
-
-
-def _point(trial: FrozenTrial) -> str:
-    return _key(trial.params or trial.system_attrs.get("fixed_params", {}))
-
-
-def _attempt(
-    attrs: Mapping[str, Any], system: Mapping[str, Any], earlier: TrialRecord
-) -> tuple[int, int | None]:
-    """Return which attempt it is, and the number of the one before."""
-    history = system.get("retry_history", [])
-    requeued = attrs.get("requeued", {"of": -1, "attempt": 1})
-    killed = history[-1] if history else -1
-    if killed > requeued["of"]:  # put back by Optuna's callback, with all attributes
-        return earlier.attempt + 1, killed
-    return requeued["attempt"], requeued["of"] if requeued["of"] >= 0 else None
-
-
-def _pruned_values(trial: FrozenTrial) -> list[float] | None:
-    """Return what Optuna makes the value of a pruned trial: its last point."""
-    step = trial.last_step
-    if step is None:
-        return None
-    value = trial.intermediate_values[step]
-    return None if value != value else [value]

@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from spanet_lightning.errors import ConfigError, did_you_mean
 from spanet_lightning.sweep import lock
 from spanet_lightning.sweep.definition import Study
+from spanet_lightning.sweep.stored import study_from_dict
 
 DEFAULT_URL = "sqlite:///sweeps.db"
 _ACCEPTED = f"{DEFAULT_URL} or postgresql://USER@HOST/DATABASE"
@@ -136,8 +137,6 @@ def definition_of(study: optuna.Study) -> Study:
     Raises:
         ConfigError: If it is no study of ours.
     """
-    from spanet_lightning.sweep.parse import study_from_dict
-
     text = study.user_attrs.get("definition")
     if text is None:
         raise ConfigError(

@@ -21,8 +21,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from spanet_lightning.bench.machine import commit, cpu_name
 from spanet_lightning.cli import Experiment
+from spanet_lightning.machine import commit, cpu_name
 from spanet_lightning.sweep import failures
 from spanet_lightning.sweep.command import fingerprint
 from spanet_lightning.sweep.events import EventReader, EventWriter, Progress
