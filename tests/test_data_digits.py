@@ -8,7 +8,13 @@ import pytest
 import torch
 from lightning import seed_everything
 
-from spanet_lightning.data.digits import DigitsDataModule, load, random_affine, split_indices
+from spanet_lightning.data.digits import (
+    FEWEST,
+    DigitsDataModule,
+    load,
+    random_affine,
+    split_indices,
+)
 from spanet_lightning.errors import ConfigError
 
 
@@ -33,6 +39,24 @@ def test_splits_are_disjoint_complete_and_stratified() -> None:
         counts = labels[splits[split]].bincount(minlength=10)
         # within one image of the share of each class
         assert torch.all((counts - share * labels.bincount()).abs() <= 1), split
+
+
+def test_few_shot_leaves_the_test_split_alone_and_validates_on_the_rest() -> None:
+    """Else a study of few images would be selected on what it is reported on."""
+    labels = load()[1]
+    whole = split_indices(labels.tolist(), seed=0)
+    few = split_indices(labels.tolist(), seed=0, train_per_class=25)
+    assert few["test"] == whole["test"]
+    assert labels[few["train"]].bincount().tolist() == [25] * 10
+    assert set(few["train"]) < set(whole["train"])
+    assert sorted(chain(*few.values())) == list(range(1797))
+    most = split_indices(labels.tolist(), seed=0, train_per_class=FEWEST)
+    assert min(labels[most["train"]].bincount()) == min(labels[whole["train"]].bincount()) == FEWEST
+
+
+def test_more_images_of_a_class_than_there_are_is_one_clear_line() -> None:
+    with pytest.raises(ConfigError, match="train_per_class: got 123, expected 1 to 122"):
+        DigitsDataModule(train_per_class=123)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(32, 3), (40, 1)])

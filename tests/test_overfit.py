@@ -160,7 +160,7 @@ def test_segmentation_heads_learn_eight_street_scenes(name, eight_streets):
         # A spectral mixer sees another spectrum at another size: evaluated as it was trained.
         inference="slide",
         window=CROP,
-        window_stride=CROP // 3,
+        window_stride=CROP // 2,
         **recipe(lr),
     )
     numbers = learn_by_heart(task, eight_streets, epochs)

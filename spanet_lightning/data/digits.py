@@ -25,6 +25,7 @@ from spanet_lightning.errors import invalid
 SPLITS = ("train", "val", "test")
 # Share of each class that is set aside, in the order in which it is taken.
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
+FEWEST = 122  # training images of the rarest class, 8
 
 
 class DigitsDataModule(LightningDataModule):
@@ -39,6 +40,9 @@ class DigitsDataModule(LightningDataModule):
         image_size: Height and width in pixels; at least 32, the total stride of a backbone.
         in_chans: Channels; 3 repeats the grey values.
         split_seed: Which split; independent of the seed of the run.
+        train_per_class: Learn from so few images of each class only, and validate on the others of
+            the training split as well: a task that is not solved at once, measured on many images.
+            Null learns from all.
         augment: Turn, scale, shift the training images a little: up to 10°, 10 % and 8 % of the
             width.
 
@@ -57,6 +61,7 @@ class DigitsDataModule(LightningDataModule):
         image_size: int = 32,
         in_chans: int = 3,
         split_seed: int = 0,
+        train_per_class: int | None = None,
         augment: bool = True,
     ) -> None:
         super().__init__()
@@ -66,10 +71,14 @@ class DigitsDataModule(LightningDataModule):
             raise invalid("image_size", image_size, "at least 32 pixels")
         if in_chans not in (1, 3):
             raise invalid("in_chans", in_chans, "1 or 3")
+        if train_per_class is not None and not 1 <= train_per_class <= FEWEST:
+            accepted = f"1 to {FEWEST}, the images of the rarest class, or null for all"
+            raise invalid("train_per_class", train_per_class, accepted)
         self.batch_size = batch_size
         self.image_size = image_size
         self.in_chans = in_chans
         self.split_seed = split_seed
+        self.train_per_class = train_per_class
         self.augment = augment
         self.splits: dict[str, TensorDataset] = {}
 
@@ -80,7 +89,7 @@ class DigitsDataModule(LightningDataModule):
         grey, labels = load()
         images = F.interpolate(grey, size=(self.image_size, self.image_size), mode="bilinear")
         images = ((images - self.mean) / self.std).repeat(1, self.in_chans, 1, 1)
-        for split, index in split_indices(labels.tolist(), self.split_seed).items():
+        for split, index in self._indices(labels).items():
             self.splits[split] = TensorDataset(images[index], labels[index])
         # Lightning advises worker processes; for tensors in memory they would cost, not save, time.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -88,8 +97,10 @@ class DigitsDataModule(LightningDataModule):
     @property
     def split_id(self) -> str:
         """Name of the split: its seed and a fingerprint of which images are where."""
-        indices = split_indices(load()[1].tolist(), self.split_seed)
-        return f"digits-{self.split_seed}-{fingerprint(indices)}"
+        return f"digits-{self.split_seed}-{fingerprint(self._indices(load()[1]))}"
+
+    def _indices(self, labels: Tensor) -> dict[str, list[int]]:
+        return split_indices(labels.tolist(), self.split_seed, self.train_per_class)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches, augmented where that is asked for."""
@@ -102,7 +113,7 @@ class DigitsDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the images that steer a run: about 180."""
+        """Return the images that steer a run: about 180, more with `train_per_class`."""
         return self._evaluated("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -126,7 +137,9 @@ def load() -> tuple[Float[Tensor, "n 1 8 8"], Tensor]:
     return grey, torch.from_numpy(digits.target).long()
 
 
-def split_indices(labels: list[int], seed: int) -> dict[str, list[int]]:
+def split_indices(
+    labels: list[int], seed: int, train_per_class: int | None = None
+) -> dict[str, list[int]]:
     """Return the indices of each split, every class in the same shares.
 
     Images are ranked within their class by a hash of the seed and their index: no generator, so
@@ -135,6 +148,8 @@ def split_indices(labels: list[int], seed: int) -> dict[str, list[int]]:
     Args:
         labels: Class of each image.
         seed: Which split.
+        train_per_class: Images of each class to learn from, the first by rank; the others of the
+            training split go to validation. None learns from all.
     """
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
@@ -145,8 +160,9 @@ def split_indices(labels: list[int], seed: int) -> dict[str, list[int]]:
         test = round(TEST_SHARE * len(ranked))
         val = test + round(VAL_SHARE * len(ranked))
         splits["test"] += ranked[:test]
-        splits["val"] += ranked[test:val]
-        splits["train"] += ranked[val:]
+        last = len(ranked) if train_per_class is None else val + train_per_class
+        splits["val"] += ranked[test:val] + ranked[last:]
+        splits["train"] += ranked[val:last]
     return {split: sorted(indices) for split, indices in splits.items()}
 
 
