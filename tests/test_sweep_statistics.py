@@ -132,7 +132,7 @@ def test_intervals_of_few_seeds_are_student_s_and_say_so(n: int) -> None:
     assert found is not None
     assert found.method == "student"
     assert interval([0.1]) is None
-    # Accuracies in float32: one image of 179 less, each time. An interval of no width would be a lie.
+    # Accuracies in float32, one image of 179 less each time: no width would be a lie.
     assert interval([0.98882681 - 0.99441344, 0.99441344 - 1.0, 0.98882687 - 0.99441338]) is None
 
 
