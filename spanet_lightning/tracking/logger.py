@@ -1,7 +1,8 @@
-"""What a run records in MLflow. Nothing else in the project, but for the sweeps, imports mlflow."""
+"""The logger of a run: what Lightning, callbacks and the command line record in MLflow."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -165,6 +166,46 @@ class MLflowLogger(Logger):
             file: Path of the file among the artifacts, ending in .png.
         """
         self.client.log_image(self.run_id, picture, file)
+
+    @rank_zero_only
+    def log_file(self, path: str | Path, folder: str = "") -> None:
+        """Record a file as an artifact of the run.
+
+        Args:
+            path: The file; it is copied.
+            folder: Folder among the artifacts; empty is their root.
+        """
+        self.client.log_artifact(self.run_id, str(path), folder or None)
+
+    @rank_zero_only
+    def log_dataset(
+        self,
+        name: str,
+        source: str,
+        digest: str,
+        profile: Mapping[str, Any],
+        context: str = "training",
+    ) -> None:
+        """Record a data set that the run reads, as an input in MLflow's sense.
+
+        Args:
+            name: Name of the data set.
+            source: Where it is.
+            digest: What identifies its content, at most 36 characters.
+            profile: What is known of it, such as counts; written as JSON.
+            context: What it is read for: "training", "validation" or "test".
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entity = Dataset(
+            name=name,
+            digest=digest,
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(dict(profile)),
+        )
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(self.run_id, [DatasetInput(entity, tags)])
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
