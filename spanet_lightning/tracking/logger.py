@@ -89,6 +89,7 @@ class MLflowLogger(Logger):
         self._probed = False
         self._lost = 0
         self._ended = ""
+        self._closed = False
         self._given_up = False
 
     @property
@@ -355,7 +356,7 @@ class MLflowLogger(Logger):
         found = _STATUS.get(status, "FAILED")
         if found != "FINISHED" and self._ended:
             found = self._ended
-        self._append("end", status=found)
+        self._close(found)
         self._leave()
 
     def flush(self) -> bool:
@@ -381,7 +382,13 @@ class MLflowLogger(Logger):
             self._watch.left(sum(1 for _ in read(self._folder, sent)))
         self._given_up = True
 
+    def _close(self, status: str) -> None:
+        self._append("end", status=status)
+        self._closed = True
+
     def _at_exit(self) -> None:
+        if not self._closed:  # a script that did not say how it ended, but was not killed either
+            self._close("FAILED" if hasattr(sys, "last_value") else "FINISHED")
         if not self._given_up:
             self._leave()
 

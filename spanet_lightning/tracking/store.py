@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking.addresses import absolute
-from spanet_lightning.tracking.probe import deleted, no_store
+from spanet_lightning.tracking.probe import deleted, installed, no_store
 from spanet_lightning.tracking.spool import Record
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ def connect(tracking_uri: str) -> MlflowClient:
         tracking_uri: Database or server.
 
     Raises:
-        ConfigError: If there is no such store.
+        ConfigError: If there is no such store, or MLflow is not installed.
     """
+    if not installed():
+        raise ConfigError("mlflow: is not installed here; pip install mlflow")
     # A run on a machine of its owner's is nobody's business; set to "false" to allow it.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # MLflow's own are 7 retries of 120 s.
@@ -222,8 +225,6 @@ def judged(error: Exception) -> Exception:
         error: Raised by one of the functions above.
     """
     from mlflow.exceptions import MlflowException
-
-    from spanet_lightning.errors import ConfigError
 
     if isinstance(error, AwayError | WrongError | RefusedError):
         return error
