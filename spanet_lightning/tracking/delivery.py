@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -64,7 +65,16 @@ class _Sender:
         if self.alive():
             self._write(b"\n")
 
+    def let_go(self) -> None:
+        """Let it end by itself, after this process."""
+        if self.alive() and self.process is not None and self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+            self.process.returncode = 0  # or Python warns of a child that is still there
+
     def _start(self) -> None:
+        if self.starts == 1:
+            atexit.register(self.let_go)
         package = Path(__file__).resolve().parents[1]
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START, str(package), str(os.getpid())],
