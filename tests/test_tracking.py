@@ -120,7 +120,7 @@ def test_loggers_of_lightning_are_one_line_away():
     assert not Path("mlflow.db").exists()
 
 
-@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out", ""])
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", ""])
 def test_name_of_a_run_stays_below_its_root(name, capsys):
     assert "name: got" in refused(["fit", *SHORT, f"--name={name}"], capsys)
 

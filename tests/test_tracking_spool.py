@@ -123,7 +123,7 @@ def test_status_and_sync_of_everything_below_a_folder(capsys):
 def test_run_of_one_store_is_not_continued_in_another():
     folder = written(1)
     sync(folder)
-    with pytest.raises(ConfigError, match="--tracking-uri: got 'sqlite:///other.db', but the run"):
+    with pytest.raises(ConfigError, match=r"--tracking-uri: got 'sqlite:///other.db', but the"):
         sync(folder, "sqlite:///other.db")
     assert not Path("other.db").exists()
 

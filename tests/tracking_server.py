@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import http.server
 import os
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +40,7 @@ class Server:
             "port": str(self.port),
             "workers": "1",
         }
+        words = [f"--{key}={value}" for key, value in options.items()]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -47,7 +48,7 @@ class Server:
                     "-m",
                     "mlflow",
                     "server",
-                    *(f"--{k}={v}" for k, v in options.items()),
+                    *words,
                 ],
                 cwd=self.folder,
                 env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
@@ -57,8 +58,11 @@ class Server:
             )
         until = time.monotonic() + 300
         while True:
-            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+                there = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+                there.request("GET", "/health")
+                if there.getresponse().status == http.HTTPStatus.OK:
+                    return
             log_text = (self.folder / "server.log").read_text()
             assert self.process.poll() is None, log_text
             assert time.monotonic() < until, log_text

@@ -132,8 +132,7 @@ class MLflowLogger(Logger):
         """Id of the run, which is created where it was not; empty while the store is away."""
         if not self.version:
             self._open()
-            if self._watch is not None and self._folder is not None:
-                delivery.arrived(self._folder, before=self._watch.before, run_id=True)
+            self._arrived(run_id=True)
         return self.version
 
     # -- where it is recorded
@@ -365,10 +364,13 @@ class MLflowLogger(Logger):
         Returns:
             Whether it has.
         """
-        if self._writer is None or self._watch is None or self._folder is None:
-            return True
+        return self._writer is None or self._arrived()
+
+    def _arrived(self, *, run_id: bool = False) -> bool:
+        if self._watch is None or self._folder is None or not installed():
+            return False
         delivery.revive(self._folder, complete(self.tracking_uri))
-        return delivery.arrived(self._folder, before=self._watch.before)
+        return delivery.arrived(self._folder, before=self._watch.before, run_id=run_id)
 
     def _leave(self) -> None:
         if self._watch is None or self._folder is None or not installed():
