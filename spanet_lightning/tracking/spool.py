@@ -3,7 +3,7 @@
 A folder with
 
 - `spool.jsonl`: one record a line, only ever appended to, by the training process alone. Each has
-  its number `n`, its time `t` (ms since 1970) and its kind `op`; `docs/tracking.md` lists them.
+  its number `n`, its time `t` (ms since 1970) and its kind `op`; `docs/outages.md` lists them.
 - `payload/N/NAME`: the file of artifact record N, deleted once the store has it.
 - `sent.json`: how far the store has it, replaced as a whole by whoever sends, and by nobody else.
 - `writer.lock`, `sender.lock`: held by the process that writes, and by the one that sends.
