@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spanet_lightning import cli, tracking
+from spanet_lightning import app, cli, tracking
 from spanet_lightning.tracking.spool import read
 from spanet_lightning.tracking.sync import find, look, sync
 from tests.helpers import SHORT
@@ -256,3 +257,16 @@ def test_two_processes_make_one_run():
     history = client.get_metric_history(run.info.run_id, "val/top1")
     assert len(history) == len({point.step for point in history}) == 2
     assert len(find([Path("runs")])) == 1
+
+
+def test_cost_of_logging_is_measured_beside_a_step_without(capsys):
+    app.main(["bench", "tracking", "--rounds=2", "--epochs=1", "--json=found.json"])
+    found = json.loads(Path("found.json").read_text(encoding="utf-8"))
+    kinds = [(row["subject"], row["mode"], len(row["seconds"])) for row in found["results"]]
+    trackers = ("SQLite", "server down", "server hanging")
+    assert kinds == [(name, "step", 2) for name in ("no tracker", *trackers)] + [
+        (name, "call", 2) for name in trackers
+    ]
+    assert all(min(row["seconds"]) > 0 for row in found["results"])
+    assert [row["subject"] for row in found["ratios"]] == list(trackers)
+    assert "server hanging" in capsys.readouterr().out

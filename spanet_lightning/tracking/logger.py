@@ -185,9 +185,11 @@ class MLflowLogger(Logger):
         where = (os.getpid(), str(self._folder))
         writer = _writers.get(where) or Writer(self._folder)
         _writers[where] = writer
+        here = {"pid": os.getpid(), "host": socket.gethostname()}
         if not writer.sessions:
             writer.append(
                 "run",
+                **here,
                 uid=uuid.uuid4().hex,
                 uri=_kept(self.tracking_uri),
                 cwd=str(Path.cwd()),
@@ -197,7 +199,7 @@ class MLflowLogger(Logger):
                 tags=self._first_tags(),
             )
         else:
-            writer.append("session", host=socket.gethostname())
+            writer.append("session", **here)
         writer.sessions += 1
         self._writer = writer
         self._watch = Watch(self._folder, self.tracking_uri)

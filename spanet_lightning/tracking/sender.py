@@ -52,7 +52,7 @@ def serve(parent: int, grace: float) -> None:
         busy = False
         for replay in replays.values():
             if alone:
-                close_dead(replay.folder)
+                close_dead(replay.folder, parent)
             step = Step.SENT
             while step is Step.SENT:
                 step = replay.step()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -94,7 +95,10 @@ class Writer:
         self._guard = threading.Lock()
         # Children of the process keep it a little longer; it is free once all of them are gone.
         self._lock = os.open(folder / WRITER_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        take(self._lock)
+        for _ in range(20):  # whoever looks whether it is free holds it for a moment
+            if take(self._lock):
+                break
+            time.sleep(0.05)
         path = folder / SPOOL
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._torn = size(folder) > 0 and not _ends_in_newline(path)
@@ -179,11 +183,12 @@ def size(folder: Path) -> int:
         return 0
 
 
-def close_dead(folder: Path) -> bool:
+def close_dead(folder: Path, parent: int | None = None) -> bool:
     """Say that a run was killed, where its process is gone and did not say how it ended.
 
     Args:
         folder: The spool.
+        parent: Number of a process that is gone: another one's run is left alone.
 
     Returns:
         Whether that was so.
@@ -195,12 +200,17 @@ def close_dead(folder: Path) -> bool:
     try:
         if not take(lock):
             return False
-        ended = True
+        ended, writer_of = True, {}
         for record, _ in read(folder):
             if record["op"] in ("run", "session"):
-                ended = False
+                ended, writer_of = False, record
             elif record["op"] == "end":
                 ended = True
+        # The lock alone says less: it is not to be had on every file system.
+        pid = writer_of.get("pid")
+        gone = pid == parent if parent is not None else not _lives(pid, writer_of.get("host"))
+        if not gone:
+            return False
         if not ended:
             writer = Writer(folder)
             writer.append("end", status="KILLED")
@@ -220,6 +230,19 @@ def take(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
+    return True
+
+
+def _lives(pid: Any, host: Any) -> bool:
+    """Whether a process of this machine lives; of another one's, the lock has to say it."""
+    if not isinstance(pid, int) or host != socket.gethostname() or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
     return True
 
 

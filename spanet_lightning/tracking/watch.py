@@ -10,6 +10,7 @@ from spanet_lightning.tracking.addresses import without_secret
 from spanet_lightning.tracking.spool import Sent
 
 _LOOK = 2.0  # seconds between looks
+_BLINK = 2.0  # seconds for which a store may be away without a word
 _QUIET = 600.0  # seconds for which a store that comes and goes is not told of again
 
 
@@ -41,7 +42,7 @@ class Watch:
         sent = Sent.load(self.folder)
         if sent.beat <= self.before:  # of an earlier process
             return
-        if sent.state == "away":
+        if sent.state == "away" and time.time() - sent.since >= _BLINK:
             self.away(sent.error)
         elif sent.state == "wrong" and not self._wrong:
             self._wrong = True
