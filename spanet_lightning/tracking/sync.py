@@ -154,12 +154,12 @@ def sync(
         with chdir("."):  # back to here afterwards
             while True:
                 step = replay.step()
-                if step in (Step.EMPTY, Step.WRONG) or time.monotonic() > until:
-                    break
                 if step is Step.SENT:
                     until = time.monotonic() + patience
-                else:
+                elif step is Step.WAITING and time.monotonic() < until:
                     time.sleep(0.1)
+                else:
+                    break
     finally:
         replay.close()
         os.environ.clear()
