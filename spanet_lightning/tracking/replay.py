@@ -64,7 +64,16 @@ class Replay:
         self._not_before = 0.0
 
     def step(self) -> Step:
-        """Send the next records, of one kind, if there are any and it is time to."""
+        """Send the next records, of one kind, if there are any and it is time to.
+
+        While there is nothing to do, or the store is away, others may send.
+        """
+        found = self._step()
+        if found is not Step.SENT:
+            self.close()
+        return found
+
+    def _step(self) -> Step:
         if time.monotonic() < self._not_before:
             return Step.WAITING
         if self.sent.state == "wrong":
@@ -78,24 +87,14 @@ class Replay:
         if not records:
             return Step.EMPTY
         try:
-            self._send(records)
-        except Exception as raised:
-            error = store.judged(raised)
+            self._send_in_parts(records)
+        except (store.AwayError, store.WrongError) as error:
             text = redact(str(error), self._full)
             if isinstance(error, store.AwayError):
                 self._away(text)
                 return Step.WAITING
-            if isinstance(error, store.WrongError):
-                self._note("wrong", text)
-                return Step.WRONG
-            if len(records) > 1 or _splits(records[0]):
-                refused = sum(self._one_by_one(part) for part in _parts(records))
-                if self.sent.state != "sending":
-                    return Step.WAITING
-                self.sent.refused += refused
-            else:
-                self.sent.refused += 1
-                self.sent.error = text
+            self._note("wrong", text)
+            return Step.WRONG
         self._pause = _FIRST_PAUSE
         self.sent.offset = end
         self._note("sending", self.sent.error if self.sent.refused else "")
@@ -123,8 +122,24 @@ class Replay:
         self._lock = descriptor
         found = Sent.load(self.folder)
         if found.offset > self.sent.offset:  # another process has been sending
-            self.sent = found
+            self.sent, self._client = found, None
         return True
+
+    def _send_in_parts(self, records: list[Record]) -> None:
+        """Send records; where the store refuses them, each value by itself."""
+        try:
+            self._send(records)
+        except Exception as raised:
+            error = store.judged(raised)
+            if not isinstance(error, store.RefusedError):
+                raise error from None
+            parts = _parts(records)
+            if len(parts) > 1:
+                for part in parts:
+                    self._send_in_parts([part])
+            else:
+                self.sent.refused += 1
+                self.sent.error = redact(str(error), self._full)
 
     def _send(self, records: list[Record]) -> None:
         client = self._opened()
@@ -159,22 +174,6 @@ class Replay:
         with suppress(OSError, KeyError, TypeError):
             os.chdir(first["cwd"])  # type: ignore[index]  # None is one of the suppressed
 
-    def _one_by_one(self, record: Record) -> int:
-        """Send one record of a batch that was refused; return 1 where it is the culprit."""
-        try:
-            self._send([record])
-        except Exception as raised:
-            error = store.judged(raised)
-            text = redact(str(error), self._full)
-            if isinstance(error, store.AwayError):
-                self._away(text)
-            elif isinstance(error, store.WrongError):
-                self._note("wrong", text)
-            else:
-                self.sent.error = text
-                return 1
-        return 0
-
     def _away(self, text: str) -> None:
         self._not_before = time.monotonic() + self._pause
         self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
@@ -206,16 +205,12 @@ def _batch(folder: Path, offset: int) -> tuple[list[Record], int]:
     return records, end
 
 
-def _splits(record: Record) -> bool:
-    return len(record.get(record["op"], ())) > 1 if record["op"] in ("params", "tags") else False
-
-
 def _parts(records: list[Record]) -> list[Record]:
-    """Return records as small as they get: one value of parameters and tags."""
+    """Return records as small as they get: one value of points, parameters and tags."""
     found: list[Record] = []
     for record in records:
         kind: str = record["op"]
-        if _splits(record):
+        if kind in ("metrics", "params", "tags"):
             values: dict[str, Any] = record[kind]
             found += [{**record, kind: {key: value}} for key, value in values.items()]
         else:
