@@ -51,7 +51,11 @@ class Server:
                     *words,
                 ],
                 cwd=self.folder,
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                env={
+                    **os.environ,
+                    "MLFLOW_DISABLE_TELEMETRY": "true",
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten more processes
+                },
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

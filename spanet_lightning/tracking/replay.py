@@ -86,9 +86,11 @@ class Replay:
         records, end = _batch(self.folder, self.sent.offset)
         if not records:
             return Step.EMPTY
+        refused = self.sent.refused
         try:
             self._send_in_parts(records)
         except (store.AwayError, store.WrongError) as error:
+            self.sent.refused = refused  # all of them are sent again
             text = redact(str(error), self._full)
             if isinstance(error, store.AwayError):
                 self._away(text)
