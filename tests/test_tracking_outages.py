@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from spanet_lightning import app, cli, tracking
 from spanet_lightning.tracking.spool import read
@@ -242,7 +243,9 @@ def test_training_that_is_killed_is_so_in_the_store_and_its_run_can_go_on(number
     assert client.get_run(run_id).info.status == "KILLED"
     if number == signal.SIGKILL:
         checkpoint = "runs/digits-spanetv2/last.ckpt"
-        assert _start(f"--ckpt_path={checkpoint}", "--trainer.max_steps=2").wait(240) == 0
+        epochs = torch.load(checkpoint, weights_only=True)["epoch"] + 2
+        again = _start(f"--ckpt_path={checkpoint}", f"--trainer.max_epochs={epochs}")
+        assert again.wait(400) == 0, Path("out.txt").read_text()
         (run,) = client.search_runs([client.get_experiment_by_name("spanet").experiment_id])
         assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
 
