@@ -225,7 +225,7 @@ class MLflowLogger(Logger):
             "mlflow.source.name": sys.argv[0] or "<console>",
             "mlflow.source.type": "LOCAL",
         }
-        return {**about, **{key(k): str(v) for k, v in self.tags.items()}}
+        return {**about, **{key(k): self._clean(str(v)) for k, v in self.tags.items()}}
 
     # -- what is recorded
 
