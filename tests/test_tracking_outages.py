@@ -21,6 +21,7 @@ from tests.helpers import SHORT
 from tests.tracking_server import Proxy, Server
 
 STEPS = 400
+PATIENCE = 600  # seconds, on a machine that has much else to do
 KEYS = [f"train/metric_{i}" for i in range(5)]
 
 
@@ -52,7 +53,7 @@ def log(logger: tracking.MLflowLogger, first: int, last: int) -> float:
 
 def all_there(logger: tracking.MLflowLogger, uri: str, status: str = "FINISHED") -> None:
     """Wait until the spool is sent; check that there is one run, and each point in it once."""
-    until = time.monotonic() + 240
+    until = time.monotonic() + PATIENCE
     while look(logger.spool).waiting:
         assert time.monotonic() < until, look(logger.spool)
         time.sleep(0.2)
@@ -106,7 +107,7 @@ def test_server_that_is_killed_and_restarted(server, capsys):
     log(logger, 0, 100)  # it was never there
     server.start()
     log(logger, 100, 200)
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE
     while not logger.version:
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -163,7 +164,7 @@ def test_answers_that_are_wrong_or_lost(server, proxy, mode):
     proxy.mode = mode
     logger = begun(uri, f"answers {mode}")
     log(logger, 0, 100)
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE
     while proxy.spoilt < 3:
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -173,7 +174,7 @@ def test_answers_that_are_wrong_or_lost(server, proxy, mode):
     proxy.mode, spoilt = mode, proxy.spoilt
     log(logger, 200, STEPS)
     while proxy.spoilt < spoilt + 2:
-        assert time.monotonic() < until + 120
+        assert time.monotonic() < until
         time.sleep(0.1)
     logger.log_text("a text", "notes.txt")
     logger.finalize("success")
@@ -220,7 +221,7 @@ def _start(*args: str, **environment: str) -> subprocess.Popen[bytes]:
 
 
 def _first_epoch(folder: Path) -> None:
-    until = time.monotonic() + 240
+    until = time.monotonic() + PATIENCE
     while not any(r["op"] == "metrics" for r, _ in read(folder)):
         assert time.monotonic() < until, Path("out.txt").read_text()
         time.sleep(0.1)
@@ -233,8 +234,8 @@ def test_training_that_is_killed_is_so_in_the_store_and_its_run_can_go_on(number
     process = _start("--trainer.max_epochs=100000")
     _first_epoch(folder)
     os.kill(process.pid, number)
-    process.wait(120)
-    until = time.monotonic() + 240
+    process.wait(PATIENCE)
+    until = time.monotonic() + PATIENCE
     while look(folder).state != "sent" or look(folder).waiting:
         assert time.monotonic() < until, look(folder)
         time.sleep(0.2)
@@ -245,7 +246,7 @@ def test_training_that_is_killed_is_so_in_the_store_and_its_run_can_go_on(number
         checkpoint = "runs/digits-spanetv2/last.ckpt"
         epochs = torch.load(checkpoint, weights_only=True)["epoch"] + 2
         again = _start(f"--ckpt_path={checkpoint}", f"--trainer.max_epochs={epochs}")
-        assert again.wait(400) == 0, Path("out.txt").read_text()
+        assert again.wait(PATIENCE) == 0, Path("out.txt").read_text()
         (run,) = client.search_runs([client.get_experiment_by_name("spanet").experiment_id])
         assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
 
@@ -253,7 +254,7 @@ def test_training_that_is_killed_is_so_in_the_store_and_its_run_can_go_on(number
 @pytest.mark.slow
 def test_two_processes_make_one_run():
     args = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=2")
-    assert _start(*args).wait(400) == 0, Path("out.txt").read_text()
+    assert _start(*args).wait(PATIENCE) == 0, Path("out.txt").read_text()
     client = tracking.connect("sqlite:///mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("spanet").experiment_id])
     assert run.info.status == "FINISHED"

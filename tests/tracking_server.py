@@ -60,7 +60,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
                 there = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
