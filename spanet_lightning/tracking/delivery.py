@@ -123,7 +123,8 @@ def arrived(folder: Path, *, before: int = 0, run_id: bool = False) -> bool:
         Whether it has; False where the store is away or nothing happens for too long.
     """
     patience = float(os.environ.get(WAIT_VARIABLE) or _WAIT)
-    target, seen, pause = size(folder), None, 0.01
+    target, pause = size(folder), 0.01
+    seen: Sent | None = None
     until = time.monotonic() + patience
     _sender.nudge()
     while True:

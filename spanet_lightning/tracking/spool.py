@@ -200,7 +200,8 @@ def close_dead(folder: Path, parent: int | None = None) -> bool:
     try:
         if not take(lock):
             return False
-        ended, writer_of = True, {}
+        ended = True
+        writer_of: Record = {}
         for record, _ in read(folder):
             if record["op"] in ("run", "session"):
                 ended, writer_of = False, record
