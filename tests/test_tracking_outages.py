@@ -196,7 +196,7 @@ def test_password_is_in_no_file_message_or_database(server, proxy, capfd, monkey
     proxy.mode = "500"
     cli.run(["fit", *SHORT, name])
     proxy.mode = "pass"
-    sync(Path("runs/digits-spanetv2-3/tracking"), uri)
+    assert sync(Path("runs/digits-spanetv2-4/tracking"), uri, PATIENCE).waiting == 0
     client = tracking.connect(server.uri)
     found = client.search_runs([client.get_experiment_by_name("secret").experiment_id])
     assert len(found) == 4
