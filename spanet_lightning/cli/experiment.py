@@ -204,7 +204,7 @@ class Experiment(LightningCLI):
         if ckpt_path is not None:
             checkpoints.check(ckpt_path, self.model, config["default_root_dir"] or RUNS)
         if config["logger"] is True:  # "the default one": for us that is not TensorBoard
-            config["logger"] = tracking.MLflowLogger()
+            config["logger"] = tracking.MLflowLogger(**tracking.default_logger()["init_args"])
         given = config["callbacks"] or []
         given = list(given) if isinstance(given, list) else [given]
         if config["fast_dev_run"]:
