@@ -217,6 +217,8 @@ def _start(*args: str, **environment: str) -> subprocess.Popen[bytes]:
             stderr=out,
             env={**os.environ, **environment},
             start_new_session=True,
+            # In the background, as CI may be, SIGINT is ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
