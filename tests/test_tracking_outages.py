@@ -223,8 +223,10 @@ def _start(*args: str, **environment: str) -> subprocess.Popen[bytes]:
 
 
 def _first_epoch(folder: Path) -> None:
+    """Wait until something was logged, and there is something to resume from."""
     until = time.monotonic() + PATIENCE
-    while not any(r["op"] == "metrics" for r, _ in read(folder)):
+    saved = folder.with_name("last.ckpt")
+    while not (saved.exists() and any(r["op"] == "metrics" for r, _ in read(folder))):
         assert time.monotonic() < until, Path("out.txt").read_text()
         time.sleep(0.1)
 
