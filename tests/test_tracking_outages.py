@@ -267,6 +267,7 @@ def test_two_processes_make_one_run():
     assert len(find([Path("runs")])) == 1
 
 
+@pytest.mark.slow
 def test_cost_of_logging_is_measured_beside_a_step_without(capsys):
     app.main(["bench", "tracking", "--rounds=2", "--epochs=1", "--json=found.json"])
     found = json.loads(Path("found.json").read_text(encoding="utf-8"))
