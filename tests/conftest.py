@@ -10,6 +10,8 @@ from pathlib import Path
 # Models this small lose time to threads, and results must not depend on how many cores there are.
 # Before torch is imported, and in the environment, so that subprocesses do the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Seconds that the end of a run waits for its tracker: tests look at once at what it holds.
+os.environ.setdefault("SPANET_TRACKING_WAIT", "300")
 
 import pytest
 from jaxtyping import install_import_hook

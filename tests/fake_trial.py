@@ -37,7 +37,7 @@ def main() -> None:
 
     mode = words.get("fake.mode", "train")
     epochs = int(words.get("fake.epochs", "1"))
-    tell("model", epochs=epochs, parameters=10, macs=100, data="none", run_id="")
+    tell("model", epochs=epochs, parameters=10, macs=100, data="none")
     if mode == "memory":
         resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
         bytearray(1 << 30)

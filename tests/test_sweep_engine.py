@@ -431,6 +431,9 @@ def test_trial_tells_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Spec.load(Path("spec.json")) == spec
     TrialExperiment(spec)
     events = list(EventReader(Path("e.jsonl")).read())
+    # The tracker tells the id of its run when it has one.
+    (run,) = (e for e in events if e["event"] == "run")
+    events.remove(run)
     assert [e["event"] for e in events] == ["model", "step", "epoch", "epoch", "test", "end"]
     model = events[0]
     assert model["parameters"] > 0
@@ -442,7 +445,7 @@ def test_trial_tells_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient("sqlite:///mlflow.db")
-    found = client.get_run(model["run_id"])
+    found = client.get_run(run["run_id"])
     assert found.data.tags["arm"] == "a"
     assert found.data.metrics["best/val/top1"] == max(e["metrics"]["val/top1"] for e in events[2:4])
     # Pruned: it ends at the next batch, and is not tested.

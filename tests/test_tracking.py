@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from spanet_lightning import cli, tracking
 from spanet_lightning.errors import ConfigError
-from tests.helpers import SHORT, files
+from tests.helpers import SHORT, files, refused
 
 
 def runs():
@@ -72,6 +75,55 @@ def test_broken_run_is_marked_failed(monkeypatch):
     _, (run,) = runs()
     assert run.info.status == "FAILED"
 
+    assert run.data.tags["failure"] == "RuntimeError: a bug"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SIGTERMException()])
+def test_run_that_is_interrupted_was_killed(error, monkeypatch):
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr("spanet_lightning.ClassificationTask.on_validation_epoch_end", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            cli.run(["fit", *SHORT, "--trainer.num_sanity_val_steps=0"])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    _, (run,) = runs()
+    assert run.info.status == "KILLED"
+    assert run.data.tags["failure"] == type(error).__name__
+
+
+def test_resumed_run_goes_on_in_the_same_run():
+    cli.run(["fit", *SHORT])
+    checkpoint = "runs/digits-spanetv2/last.ckpt"
+    cli.run(["fit", *SHORT, "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}"])
+    client, (run,) = runs()
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "val/top1")
+    assert len({point.step for point in history}) == len(history) == 3
+    # What it began with, and what was changed.
+    assert run.data.params["trainer.max_epochs"] == "1"
+    assert run.data.params["trainer.max_epochs resumed"] == "3"
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert names == {"config.yaml", "config.resumed.yaml"}
+
+
+def test_loggers_of_lightning_are_one_line_away():
+    for name in ("CSVLogger", "TensorBoardLogger"):
+        if name == "TensorBoardLogger" and importlib.util.find_spec("tensorboard") is None:
+            continue
+        kind = f"lightning.pytorch.loggers.{name}"
+        cli.run(["fit", *SHORT, f"--trainer.logger={kind}", f"--trainer.logger.save_dir={name}"])
+        assert any(path.is_file() for path in Path(name).rglob("*")), name
+    assert not Path("mlflow.db").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", ""])
+def test_name_of_a_run_stays_below_its_root(name, capsys):
+    assert "name: got" in refused(["fit", *SHORT, f"--name={name}"], capsys)
+
 
 def test_nothing_is_written_before_something_is_logged():
     logger = tracking.MLflowLogger()
@@ -79,7 +131,7 @@ def test_nothing_is_written_before_something_is_logged():
     logger.finalize("success")
     assert files() == set()
     logger.log_metrics({"a/b": 1.0, "odd [name]": torch.tensor(2.0)}, step=3)
-    assert logger.version
+    assert logger.run_id == logger.version != ""
     run = logger.client.get_run(logger.run_id)
     assert run.data.metrics == {"a/b": 1.0, "odd _name_": 2.0}
 
@@ -89,6 +141,7 @@ def test_run_can_be_continued():
     first.log_hyperparams({"x": 1})
     second = tracking.MLflowLogger(run_id=first.run_id)
     second.log_metrics({"y": 2.0})
+    assert second.flush()
     _, (run,) = runs()
     assert (run.data.params, run.data.metrics) == ({"x": "1"}, {"y": 2.0})
 

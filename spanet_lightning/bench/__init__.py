@@ -33,6 +33,8 @@ What the benchmarks add to an entry of `results`:
   and `copy`: the time of the MACs, and of reading the input and writing the output once, at the
   measured ceilings; forward alone).
 - data: `images_per_second`; `seconds` end with normalised batches, as a training step gets them.
+- tracking: `seconds` of a training step (mode "step"), or of the call that logs (mode "call"); the
+  entries of `ratios` are against the subject "no tracker".
 - sweep: `trials_per_minute`, for book-keeping alone; `mode` is "start" or "storage".
 - resolution: `size` (pixels of a side), `pixels`, `batch`, `ms_per_image`. The document also has
   `fits`, one for each subject: `terms` (name → seconds), `shares` (name → share

@@ -202,6 +202,33 @@ def _sweep(out: Console, found: Document) -> None:
     _print_notes(out, notes)
 
 
+def _tracking(out: Console, found: Document) -> None:
+    table = _table(
+        "A training step that logs 5 metrics",
+        *("tracker", "ms a step", "the call, ms", "of the step", "time\n×", "quartiles"),
+    )
+    calls = {row["subject"]: row for row in _of(found["results"], "call")}
+    ratios = {row["subject"]: row["speedup"] for row in found["ratios"]}
+    for row in _of(found["results"], "step"):
+        name, step = row["subject"], spread(row["seconds"]).median
+        beside = [_NONE] * 4
+        if name in calls:
+            call, s = spread(calls[name]["seconds"]).median, ratios[name]
+            beside = [
+                f"{1e3 * call:.3f}",
+                f"{100 * call / step:.2f} %",
+                f"{1 / s['median']:.3f}",
+                f"{1 / s['q3']:.3f}–{1 / s['q1']:.3f}",
+            ]
+        table.add_row(name, f"{1e3 * step:.2f}", *beside)
+    out.print(table)
+    notes = [
+        "×: time of a step over that of one without a tracker, median of "
+        f"{found['settings']['rounds']} rounds in alternation."
+    ]
+    _print_notes(out, notes)
+
+
 _SHOW = {
     "models": _models,
     "ops": _ops,
@@ -209,6 +236,7 @@ _SHOW = {
     "data": _data,
     "resolution": _resolution,
     "sweep": _sweep,
+    "tracking": _tracking,
 }
 
 

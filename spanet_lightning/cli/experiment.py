@@ -204,7 +204,7 @@ class Experiment(LightningCLI):
         if ckpt_path is not None:
             checkpoints.check(ckpt_path, self.model, config["default_root_dir"] or RUNS)
         if config["logger"] is True:  # "the default one": for us that is not TensorBoard
-            config["logger"] = tracking.MLflowLogger()
+            config["logger"] = tracking.MLflowLogger(**tracking.default_logger()["init_args"])
         given = config["callbacks"] or []
         given = list(given) if isinstance(given, list) else [given]
         if config["fast_dev_run"]:
@@ -243,13 +243,15 @@ class Experiment(LightningCLI):
         # Resuming from a folder of ours goes on in it; from anywhere else, it starts a new one.
         source = Path(saved).parent if saved is not None and self.subcommand == "fit" else None
         resumed = source is not None and source.resolve().parent == root.resolve()
-        folder = source if source is not None and resumed else root / self._get(self.config, "name")
-        parser = self._parser(self.subcommand)
+        name = self._get(self.config, "name")
+        if Path(name).is_absolute() or not {"..", "."}.isdisjoint(Path(name).parts) or not name:
+            raise invalid("name", name, "the name of a folder below trainer.default_root_dir")
+        folder = source if source is not None and resumed else root / name
         if resumed:
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
         return RunRecord(
             folder,
-            config=parser.dump(self.config[str(self.subcommand)], skip_unset=False),
+            config=self._config_text(),
             params=self._params(),
             checkpoints=[
                 callback
@@ -258,6 +260,15 @@ class Experiment(LightningCLI):
             ],
             resumed=resumed,
         )
+
+    def _config_text(self) -> str:
+        """Return the resolved configuration as YAML, without the password of any address."""
+        parser = self._parser(self.subcommand)
+        text: str = parser.dump(self.config[str(self.subcommand)], skip_unset=False)
+        for key, value in self.flat_config().items():
+            if key.endswith("tracking_uri") and isinstance(value, str):
+                text = text.replace(value, tracking.without_secret(value))
+        return tracking.redact(text)
 
     def flat_config(self) -> dict[str, Any]:
         """Return the resolved configuration by dotted keys, as `--key value` takes them."""

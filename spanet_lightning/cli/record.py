@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,14 @@ class RunRecord(Callback):
             self._place_checkpoints()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reserve the folder, save the configuration, and tell the tracker."""
+        """Reserve the folder, save the configuration, and tell the tracker.
+
+        Raises:
+            ConfigError: If the tracker will never take the run.
+        """
+        if trainer.is_global_zero:
+            for logger in _trackers(trainer):
+                logger.check()
         if not self.resumed:
             reserved = reserve(self.folder) if trainer.is_global_zero else self.folder
             self.folder = Path(trainer.strategy.broadcast(str(reserved)))
@@ -61,6 +69,8 @@ class RunRecord(Callback):
             # A resumed run keeps the file that it began with.
             name = "config.resumed.yaml" if self.resumed else CONFIG_FILE
             write(self.folder / name, self.config)
+            for logger in _trackers(trainer):
+                logger.place(self.folder / tracking.FOLDER)
         self._record(trainer, {"mlflow.runName": self.folder.name, "folder": str(self.folder)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,13 +84,28 @@ class RunRecord(Callback):
 
     def _record(self, trainer: Trainer, tags: Mapping[str, str]) -> None:
         if trainer.is_global_zero and not self._recorded:
-            tracking.record(trainer.loggers, self.params, self.config, tags)
+            for logger in _trackers(trainer):  # of a run that has no folder
+                logger.place(self.folder.parent / f".{tracking.FOLDER}" / uuid.uuid4().hex)
+            file = "config.resumed.yaml" if self.resumed else CONFIG_FILE
+            tracking.record(trainer.loggers, self.params, self.config, tags, file)
         self._recorded = True
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Tell the tracker what ends the run; Lightning tells it only that something does."""
+        if trainer.is_global_zero:
+            for logger in _trackers(trainer):
+                logger.ended_by(exception)
 
     def _place_checkpoints(self) -> None:
         for callback in self.checkpoints:
             # The form that Lightning compares with what a checkpoint remembers.
             callback.dirpath = os.path.realpath(self.folder)
+
+
+def _trackers(trainer: Trainer) -> list[tracking.MLflowLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, tracking.MLflowLogger)]
 
 
 def reserve(folder: Path) -> Path:

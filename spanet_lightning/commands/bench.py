@@ -114,6 +114,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add_argument("--rounds", type=int, default=5, help="trials that train (default: 5)")
     text = "trials that do nothing (default: 30)"
     sweep.add_argument("--trials", type=int, default=30, help=text)
+
+    track = add(
+        "tracking", "what logging costs a training step, with the tracker up or down", _tracking
+    )
+    text = "blocks of each, in alternation (default: 9)"
+    track.add_argument("--rounds", type=int, default=9, help=text)
+    track.add_argument("--epochs", type=int, default=2, help="epochs of a block (default: 2)")
     for one in added:  # what a record leaves out of the command line
         one.set_defaults(defaults=vars(one.parse_args([])))
 
@@ -266,6 +273,18 @@ def _sweep(args: argparse.Namespace) -> Document:
     return report.document("sweep", _command(args), settings, results, [], machine=where)
 
 
+def _tracking(args: argparse.Namespace) -> Document:
+    from spanet_lightning.bench.tracking import TrackingSettings, measure_tracking
+    from spanet_lightning.commands.demo import default_config
+
+    settings = TrackingSettings(rounds=args.rounds, epochs=args.epochs)
+    # As the demo does: so small a model loses more to threads than it gains.
+    torch.set_num_threads(1)
+    where = machine(torch.device("cpu"))
+    results, ratios = measure_tracking(default_config(), settings, _say)
+    return report.document("tracking", _command(args), settings, results, ratios, machine=where)
+
+
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models",
@@ -365,4 +384,4 @@ def _track(found: Document) -> None:
     logger.log_metrics(report.metrics(found))
     logger.log_text(json.dumps(found, indent=1, ensure_ascii=False), "bench.json")
     logger.finalize("success")
-    print(f"recorded in {uri}: {tracking.dashboard([logger])}")
+    print(f"recorded in {tracking.without_secret(uri)}: {tracking.dashboard([logger])}")

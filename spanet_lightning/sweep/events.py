@@ -4,7 +4,8 @@ Each line is an object with `event` and `time` (seconds since 1970):
 
 - `process`: the process began, before anything was imported; `imported`: all of it was.
 - `model`: what is known before the first step: `parameters`, `macs`, `data`, `hardware`, `commit`,
-  `dirty`, `config_hash`, `epochs`, `folder`, `run_id`.
+  `dirty`, `config_hash`, `epochs`, `folder`.
+- `run`: `run_id` of the tracker's run, once the tracker has told it.
 - `step`: the first step of this attempt was taken.
 - `epoch`: the number of an epoch from 1, its `seconds`, `images_per_second` and `metrics`.
 - `test`: `metrics` of the test split.
@@ -34,7 +35,6 @@ _MODEL = (
     "commit",
     "dirty",
     "config_hash",
-    "run_id",
 )
 
 
@@ -134,6 +134,8 @@ class Progress:
         elif kind == "model":
             self.epochs = event.get("epochs", self.epochs)
             self.model |= {name: event[name] for name in _MODEL if event.get(name) is not None}
+        elif kind == "run":
+            self.model["run_id"] = event["run_id"]
         elif kind == "step":
             self.stepped = True
         elif kind == "epoch":

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ from spanet_lightning.sweep.storage import (
     safe_url,
 )
 from spanet_lightning.sweep.worker import RUNNER, End, Order, serve
+from spanet_lightning.tracking.addresses import complete
+from spanet_lightning.tracking.probe import installed, probe
 
 _TICK = 0.2
 _PATIENCE = 30.0  # seconds that workers get to end after a signal
@@ -343,49 +346,66 @@ def _signals() -> Iterator[list[int]]:
 def _tracker(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return where a configuration records its runs, and in which experiment; None is nowhere."""
     logger = config.get("trainer.logger")
-    name = f"{tracking.MLflowLogger.__module__}.{tracking.MLflowLogger.__name__}"
+    # By the name that a configuration gives it, and by that of its module.
+    kind = tracking.MLflowLogger
+    known = {tracking.default_logger()["class_path"], f"{kind.__module__}.{kind.__name__}"}
     prefix = "trainer.logger."
     given = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
     found = logger if isinstance(logger, list) else [{"class_path": logger, "init_args": given}]
     for one in found:
-        if isinstance(one, Mapping) and one.get("class_path") == name:
+        if isinstance(one, Mapping) and one.get("class_path") in known:
             values = one.get("init_args") or {}
             uri = str(values.get("tracking_uri") or tracking.DEFAULT_URI)
-            return uri, str(values.get("experiment_name") or tracking.DEFAULT_EXPERIMENT)
+            return complete(uri), str(values.get("experiment_name") or tracking.DEFAULT_EXPERIMENT)
     return None
 
 
 def _parent_run(ledger: Ledger, uri: str, experiment: str, storage: str) -> str:
-    """Return the run of the study, which is made by whoever comes first."""
+    """Return the run of the study, which is made by whoever comes first; empty is none.
+
+    A tracker that is only down is no reason not to run a study: its trials are then without a
+    parent, but all have the tag `study`.
+    """
+    away = probe(uri, experiment) if installed() else "MLflow is not installed"
+    if away:
+        _say_away(uri, away)
+        return ""
     from mlflow.exceptions import MlflowException
+
+    from spanet_lightning.tracking import store
 
     study = ledger.study
     client = tracking.connect(uri)
     with lock.exclusive(ledger.storage.engine, ledger.definition.name):
         known = str(study.user_attrs.get("run_id", ""))
+        head = {
+            "uid": uuid.uuid4().hex,
+            "experiment": experiment,
+            "name": ledger.definition.name,
+            "run_id": known,
+            "t": int(time.time() * 1000),
+            "tags": {
+                "study": ledger.definition.name,
+                "question": ledger.definition.question,
+                "storage": storage,
+            },
+        }
         try:
-            if known:
-                client.update_run(known, status="RUNNING")
-                return known
-            logger = tracking.MLflowLogger(
-                experiment,
-                uri,
-                run_name=ledger.definition.name,
-                tags={
-                    "study": ledger.definition.name,
-                    "question": ledger.definition.question,
-                    "storage": storage,
-                },
-            )
-            logger.log_text(str(study.user_attrs["definition"]), "study.json")
-            study.set_user_attr("run_id", logger.run_id)
+            run_id = store.ensure_run(client, head)
+            if not known:
+                client.log_text(run_id, str(study.user_attrs["definition"]), "study.json")
+                study.set_user_attr("run_id", run_id)
         except MlflowException as error:
-            text = " ".join(str(error).split())[:200]
+            text = tracking.redact(" ".join(str(error).split())[:200], uri)
+            if isinstance(store.judged(error), store.AwayError):
+                _say_away(uri, text)
+                return ""
             raise ConfigError(
-                f"trainer.logger.tracking_uri: the run of the study is not to be had from {uri!r} "
-                f"({text}); is it another database than the study began with?"
+                "trainer.logger.tracking_uri: the run of the study is not to be had from "
+                f"{tracking.without_secret(uri)!r} ({text}); is it another database than the study "
+                "began with?"
             ) from None
-    return logger.run_id
+    return run_id
 
 
 def close_parent(parent: Parent, outcome: Outcome) -> None:
@@ -396,6 +416,20 @@ def close_parent(parent: Parent, outcome: Outcome) -> None:
         outcome: What the command came to.
     """
     if parent.run_id:
-        client = tracking.connect(parent.uri)
+        from mlflow.exceptions import MlflowException
+
         over = not outcome.unfinished and not outcome.interrupted
-        client.set_terminated(parent.run_id, "FINISHED" if over else "KILLED")
+        try:
+            client = tracking.connect(parent.uri)
+            client.set_terminated(parent.run_id, "FINISHED" if over else "KILLED")
+        except MlflowException as error:
+            _say_away(parent.uri, " ".join(str(error).split())[:160])
+
+
+def _say_away(uri: str, why: str) -> None:
+    from spanet_lightning.tracking.watch import say
+
+    say(
+        f"the run of the study can't be written to {tracking.without_secret(uri)} "
+        f"({tracking.redact(why, uri)}); its trials are recorded all the same"
+    )

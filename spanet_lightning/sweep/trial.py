@@ -51,6 +51,7 @@ class Reporter(Callback):
         self._stepped = False
         self._started = 0.0
         self._validated = False
+        self._told_run = False
 
     def on_train_start(
         self,
@@ -80,8 +81,8 @@ class Reporter(Callback):
             config_hash=fingerprint(experiment.flat_config()),
             epochs=trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None,
             folder=None if experiment.record is None else str(experiment.record.folder),
-            run_id=loggers[0].run_id if loggers else None,
         )
+        self.tell_run(trainer)
 
     def on_train_epoch_start(
         self,
@@ -151,6 +152,7 @@ class Reporter(Callback):
         pl_module: LightningModule,
     ) -> None:
         """Tell the metrics of the epoch; validation has come before."""
+        self.tell_run(trainer)
         # Read in all processes: they compute metrics together.
         found = trainer.callback_metrics
         if trainer.is_global_zero and not self.pruned:
@@ -171,6 +173,15 @@ class Reporter(Callback):
             self.prune.exists(), all=False
         ):
             self._end_early(trainer)
+
+    def tell_run(self, trainer: Trainer) -> None:
+        """Tell the id of the tracker's run, as soon as the tracker has told it."""
+        if self._told_run or not trainer.is_global_zero:
+            return
+        ids = [lg.version for lg in trainer.loggers if isinstance(lg, MLflowLogger) and lg.version]
+        if ids:
+            self.events.write("run", run_id=ids[0])
+            self._told_run = True
 
     def _end_early(self, trainer: Trainer) -> None:
         self.pruned = True
@@ -222,6 +233,7 @@ class TrialExperiment(Experiment):
                 events.write("test", metrics={k: float(v) for k, v in found[0].items()})
         if trainer.is_global_zero:
             self._log_best()
+            self.reporter.tell_run(trainer)
             events.write("pruned" if self.reporter.pruned else "end")
 
     def _log_best(self) -> None:
@@ -235,6 +247,7 @@ class TrialExperiment(Experiment):
         for logger in self.trainer.loggers:
             if isinstance(logger, MLflowLogger):
                 logger.log_metrics(metrics, self.trainer.global_step)
+                logger.flush()
 
 
 def main() -> None:

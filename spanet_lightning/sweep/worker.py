@@ -16,7 +16,7 @@ from enum import IntEnum
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from optuna.trial import TrialState
 
@@ -253,7 +253,7 @@ class Worker:
         ledger, order = self._ledger_of(), self.order
         reader, progress = EventReader(claim.folder.events), Progress()
         told: set[int] = set()
-        noted = False
+        noted: dict[str, Any] = {}
         beat = look = time.monotonic()
         while True:
             over = process.poll() is not None
@@ -272,9 +272,9 @@ class Worker:
                     look = now + _LOOK
                     if count != self._stops and at_once:
                         self.why = "`spanet sweep stop --now`"
-                if progress.model and not noted:
+                if progress.model != noted:
                     ledger.note(claim, progress.fill(claim.record, order.study.objectives))
-                    noted = True
+                    noted = dict(progress.model)
                 self._report(claim, progress, told, over=over)
             except Unreachable:
                 ledger.reconnected()
