@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import (
 )
 
 from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
+from spanet_lightning.tracking.options import TrackingOptions
+from spanet_lightning.tracking.telemetry import Telemetry
 
 
 def default_callbacks(
@@ -53,3 +55,18 @@ def default_callbacks(
     if enabled("checkpointing") and absent(ModelCheckpoint):
         callbacks.append(saver)
     return callbacks
+
+
+def tracked(
+    options: TrackingOptions, saver: ModelCheckpoint | None, throughput: ImagesPerSecond
+) -> list[Callback]:
+    """Return the callbacks that record more than the task's own metrics.
+
+    Args:
+        options: What to record.
+        saver: Saves checkpoints; None where nothing is trained.
+        throughput: The meter of training speed.
+    """
+    if saver is None:
+        return []
+    return [Telemetry(throughput, options.grad_norm, options.system_metrics)]

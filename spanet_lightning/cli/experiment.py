@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.cli import blame, check, checkpoints, keys, sources
-from spanet_lightning.cli.callbacks import default_callbacks
+from spanet_lightning.cli.callbacks import default_callbacks, tracked
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
 from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.cli.predictions import PredictionWriter
@@ -29,9 +30,14 @@ from spanet_lightning.cli.quiet import quieten
 from spanet_lightning.cli.record import RunRecord, run_name
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
+from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid, invalid_choice
 from spanet_lightning.exit import users_error
+from spanet_lightning.launcher import lightning_command
 from spanet_lightning.tasks import Task
+from spanet_lightning.tracking import provenance
+from spanet_lightning.tracking.options import TrackingOptions
+from spanet_lightning.tracking.provenance import Provenance
 
 # Where a model is told the number of classes: a classifier in its backbone, a dense task itself.
 NUM_CLASSES = ("model.init_args.backbone.init_args.num_classes", "model.init_args.num_classes")
@@ -116,6 +122,7 @@ class Experiment(LightningCLI):
             help="Images to draw with what was found, beside what is there: with the "
             "predictions, or at each validation for the tracker. Boxes and masks only.",
         )
+        parser.add_class_arguments(TrackingOptions, "tracking")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -213,6 +220,8 @@ class Experiment(LightningCLI):
             config["enable_checkpointing"] = False
         saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
         callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
+        if config["logger"] and not config["barebones"]:
+            callbacks += tracked(self._get(self.config_init, "tracking"), saver, self.throughput)
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks)
             callbacks.append(self.record)
@@ -253,6 +262,7 @@ class Experiment(LightningCLI):
             folder,
             config=self._config_text(),
             params=self._params(),
+            look=self.provenance,
             checkpoints=[
                 callback
                 for callback in callbacks
@@ -281,13 +291,30 @@ class Experiment(LightningCLI):
         """Return what the tracker records as parameters: what was set, and what the model costs."""
         # An address may hold a password, and says where the record is, not what the run was.
         params = {
-            key: value
+            key: tracking.redact(value) if isinstance(value, str) else value
             for key, value in self.flat_config().items()
             if value is not None and not key.startswith("trainer.logger.")
         }
         if self.cost is not None:
             params |= {f"cost.{key}": value for key, value in asdict(self.cost).items()}
         return params
+
+    def provenance(self, trainer: Trainer) -> Provenance:
+        """Look at what this run is, once its data is known.
+
+        Args:
+            trainer: The trainer, with the model on its device.
+        """
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        return provenance.gather(
+            [*lightning_command().split(), *self.args],
+            trainer.strategy.root_device,
+            identify(self.datamodule),
+            self.cost,
+            provenance.names(self.model, self.flat_config()),
+            seed=None if seed is None else int(seed),
+            devices=trainer.world_size,
+        )
 
     @cached_property
     def cost(self) -> ModelCost | None:
