@@ -77,6 +77,7 @@ class Provenance:
             "dataset": "" if self.data is None else self.data.name,
             "data_digest": "" if self.data is None else self.data.digest,
             "commit": self.commit,
+            "mlflow.source.git.commit": self.commit,  # its table's column "version"
             "dirty": str(self.dirty).lower(),
             "device": str(self.hardware.get("device") or ""),
             "command": self.command[:5000],
@@ -113,7 +114,6 @@ def gather(
         devices: Number of processes that train.
     """
     state = machine.commit() or {"id": "", "dirty": False}
-    packages = installed()
     hardware = {**machine.machine(device), "devices": devices, "python": platform.python_version()}
     return Provenance(
         command=redact(shlex.join(command)),
@@ -122,11 +122,8 @@ def gather(
         diff=redact(changes()) if state["dirty"] else "",
         seed=seed,
         hardware=hardware,
-        versions={
-            **machine.versions(),
-            **{name: packages[name] for name in _DECISIVE if name in packages},
-        },
-        packages=packages,
+        versions=versions(),
+        packages=installed(),
         data=data,
         cost=cost,
         what=dict(what),
@@ -181,6 +178,15 @@ def changes() -> str:
         process.kill()
     text = raw.decode("utf-8", errors="replace")
     return text if len(raw) <= LONGEST_DIFF else f"{text[:LONGEST_DIFF]}\n[cut off here]\n"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what results depend on."""
+    packages = installed()
+    return {
+        **machine.versions(),
+        **{name: packages[name] for name in _DECISIVE if name in packages},
+    }
 
 
 def installed() -> dict[str, str]:
