@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     Callback,
     LearningRateMonitor,
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import (
 
 from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
 from spanet_lightning.tracking.options import TrackingOptions
+from spanet_lightning.tracking.pictures import picture_callbacks
 from spanet_lightning.tracking.telemetry import Telemetry
 
 
@@ -58,7 +60,10 @@ def default_callbacks(
 
 
 def tracked(
-    options: TrackingOptions, saver: ModelCheckpoint | None, throughput: ImagesPerSecond
+    options: TrackingOptions,
+    saver: ModelCheckpoint | None,
+    throughput: ImagesPerSecond,
+    model: LightningModule,
 ) -> list[Callback]:
     """Return the callbacks that record more than the task's own metrics.
 
@@ -66,7 +71,9 @@ def tracked(
         options: What to record.
         saver: Saves checkpoints; None where nothing is trained.
         throughput: The meter of training speed.
+        model: The task.
     """
     if saver is None:
         return []
-    return [Telemetry(throughput, options.grad_norm, options.system_metrics)]
+    telemetry = Telemetry(throughput, options.grad_norm, options.system_metrics)
+    return [telemetry, *picture_callbacks(options, model)]

@@ -220,12 +220,14 @@ class Experiment(LightningCLI):
             config["enable_checkpointing"] = False
         saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
         callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
-        if config["logger"] and not config["barebones"]:
-            callbacks += tracked(self._get(self.config_init, "tracking"), saver, self.throughput)
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks)
             callbacks.append(self.record)
             callbacks += self._shown(self.record, given)
+        if config["logger"] and not config["barebones"]:
+            # After the record, which says where what is logged goes.
+            options = self._get(self.config_init, "tracking")
+            callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
         try:
             return Trainer(**config)

@@ -25,6 +25,7 @@ from spanet_lightning.tracking.telemetry import MEASURED
 
 # What a sweep adds to the metrics of a trial, of which it is but a selection.
 _SELECTED = ("best/",)
+_TRIES = 20  # of waiting for the store
 _COMMANDS = ("fit", "validate", "test")
 
 Say = Callable[[str], None]
@@ -147,7 +148,9 @@ def repeat(store: Store, run: RunView, say: Say) -> Comparison:
             verbose=False,
         )
     (again,) = [one for one in trainer.loggers if isinstance(one, MLflowLogger)][:1]
-    again.flush()
+    # A store that is busy may need longer than a training that ends waits.
+    if not any(again.flush() for _ in range(_TRIES)):
+        raise ConfigError(f"--tracking-uri: {store.shown} does not take the repetition's metrics")
     return compare(store, run, store.find(again.run_id))
 
 

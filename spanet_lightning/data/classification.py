@@ -139,6 +139,7 @@ class ImageClassificationDataModule(LightningDataModule):
         self._readers: dict[str, Any] = {}
         self._datasets: dict[str, Dataset[Any]] = {}
         self._normalize = Normalize(mean, std)
+        self.mean, self.std = mean, std
         self.erasing = (
             RandomErasing(re_prob, mode="pixel", max_count=1, device="cpu")  # type: ignore[no-untyped-call]
             if re_prob > 0

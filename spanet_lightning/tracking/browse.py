@@ -90,16 +90,8 @@ class Store:
     """
 
     def __init__(self, tracking_uri: str | None) -> None:
-        uri = tracking_uri or os.environ.get(URI_VARIABLE) or DEFAULT_URI
-        file = absolute(uri).removeprefix("sqlite:///")
-        # MLflow would make a new one, with all its tables, only to find nothing in it.
-        if file != absolute(uri) and ":" not in file and not Path(file).is_file():
-            raise ConfigError(
-                f"--tracking-uri: found no file at {file}, expected a database of MLflow's; a run "
-                "makes one"
-            )
-        self.uri = complete(uri)
-        self.shown = without_secret(uri)
+        self.uri = existing(tracking_uri)
+        self.shown = without_secret(self.uri)
         self.client: MlflowClient = connect(self.uri)
         self._names: dict[str, str] = {}
 
@@ -236,6 +228,33 @@ class Store:
             tags=dict(run.data.tags),
             artifacts=info.artifact_uri or "",
         )
+
+
+def existing(tracking_uri: str | None) -> str:
+    """Return the address of a store that can be read.
+
+    Args:
+        tracking_uri: As given; None takes that of the environment, or else `mlflow.db` in the
+            working directory.
+
+    Raises:
+        ConfigError: If it is a file that does not exist: MLflow would make a new one, with all its
+            tables, only to find nothing in it.
+    """
+    uri = tracking_uri or os.environ.get(URI_VARIABLE) or DEFAULT_URI
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise ConfigError(
+            f"--tracking-uri: found no file at {file}, expected a database of MLflow's; a run "
+            "makes one"
+        )
+    return complete(uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite store; None for a store of another kind."""
+    path = absolute(uri).removeprefix("sqlite:///")
+    return None if path == absolute(uri) or ":" in path else Path(path)
 
 
 def differences(
