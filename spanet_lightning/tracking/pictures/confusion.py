@@ -97,7 +97,7 @@ def draw(counts: Int64[Tensor, "k k"], names: Sequence[str], title: str) -> Imag
     labels = [canvas.shorten(str(name), 16) for name in names]
     small = canvas.font(12 if cell >= 32 else 10)
     margin = 40 + (max(int(small.getlength(text)) for text in labels) if numbered else 0)
-    top, pairs = 74, _pairs(table, labels)
+    top, pairs = 94, _pairs(table, labels)
     column_names = numbered and max(small.getlength(text) for text in labels) > cell - 2
     turned = max(int(small.getlength(text)) for text in labels) if column_names else 0
     width, below = max(margin + side + 20, 560), 46 + 19 * max(1, len(pairs))
@@ -123,7 +123,7 @@ def draw(counts: Int64[Tensor, "k k"], names: Sequence[str], title: str) -> Imag
                     ink = "white" if shares[i, j] > 0.5 else canvas.INK
                     place = (margin + j * cell + cell // 2, middle)
                     pen.text(place, str(table[i, j]), fill=ink, font=small, anchor="mm")
-    pen.text((margin, top - turned - 34), "columns: predicted class", fill=canvas.GREY, font=small)
+    pen.text((margin, top - turned - 38), "columns: predicted class", fill=canvas.GREY, font=small)
     _upright(image, "rows: true class", 14, top + side, small, canvas.GREY)
     y = top + side + 8
     image.paste(canvas.bar(canvas.sequential, "0", "all of a row's images"), (margin, y))

@@ -135,7 +135,7 @@ def draw(images: Sequence[Shown], names: Sequence[str] | None, title: str) -> Im
         ink = canvas.BLUE if right else canvas.ORANGE
         small = canvas.font(12)
         pen.text((x, y + _TILE + 4), f"is {truth}", fill=canvas.INK, font=small)
-        text = f"found {found} {one.probability:.0%}"
+        text = f"found {found} ({one.probability:.0%})"
         pen.text((x, y + _TILE + 19), text, fill=ink, font=small)
     return image
 
