@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,10 +47,10 @@ class Recorded(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Train, test and track the digits once for all tests of a process; to be read alone."""
     folder = tmp_path_factory.mktemp("recorded")
     uri = f"sqlite:///{folder}/mlflow.db"
     with contextlib.chdir(folder):
         app.main(["demo", "-c", DIGITS, *OPTIONS, f"--trainer.logger.tracking_uri={uri}"])
-    yield Recorded(folder, uri, Store(uri).find("digits-spanetv2"))
+    return Recorded(folder, uri, Store(uri).find("digits-spanetv2"))

@@ -80,15 +80,17 @@ def draw(backbone: Backbone, moment: str, image_size: int = 224) -> Image.Image 
         return _draw_masks(masks, moment) if masks else None
 
 
-def whole_plane(half: Float[Tensor, "h f"]) -> Float[Tensor, "h w"]:
+def whole_plane(half: Float[Tensor, "h f"], width: int) -> Float[Tensor, "h {width}"]:
     """Return a half spectrum as the whole plane, the zero frequency in the middle.
 
     A real filter weights (u, v) and (-u, -v) alike.
 
     Args:
         half: Gains in the layout of a real FFT, F = W // 2 + 1 columns.
+        width: W, in pixels of the stage.
     """
-    mirrored = half.flip(0).roll(1, 0)[:, 1:-1].flip(1)  # rows -u, columns -v
+    # Rows -u, columns -v; of an even width, -W/2 is W/2 itself.
+    mirrored = half.flip(0).roll(1, 0)[:, 1 : (width + 1) // 2].flip(1)
     return torch.fft.fftshift(torch.cat([half, mirrored], dim=1))
 
 
@@ -116,7 +118,9 @@ def _gains(backbone: Backbone) -> dict[str, list[Tile]]:
             logits = torch.cat(list(filters[i].logits)).detach().float().cpu()
             alpha = filters[i].alpha
             gain = torch.sigmoid(logits if alpha is None else alpha.detach().float().cpu() * logits)
-            plane = whole_plane(gain.mean(dim=0)).numpy()
+            # A half spectrum does not tell whether W was odd; stages are square, so H does.
+            width = 2 * (gain.shape[2] - 1) + gain.shape[1] % 2
+            plane = whole_plane(gain.mean(dim=0), width).numpy()
             # How much the channels of the block differ from each other.
             spread = float(gain.std(dim=0).mean()) if len(gain) > 1 else 0.0
             text = f"block {i + 1}\n{plane.mean():.3f} ± {spread:.3f}"
