@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spanet_lightning import SPANet, SPANetV2
+from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.tracking.options import TrackingOptions
 from spanet_lightning.tracking.pictures import (
     canvas,
@@ -52,6 +53,19 @@ def test_pictures_come_every_so_many_epochs_and_at_the_end():
     trainer.sanity_checking = True
     assert not series.is_due(trainer, 1)
     assert picture_callbacks(TrackingOptions(pictures_every=0), torch.nn.Module()) == []
+
+
+def test_overlays_are_predicted_only_when_they_are_due():
+    trainer = SimpleNamespace(
+        sanity_checking=False, state=SimpleNamespace(fn="fit"), max_epochs=9, current_epoch=0
+    )
+    asked = []
+    task = SimpleNamespace(predict_step=lambda batch: asked.append(trainer.current_epoch) or [])
+    trainer.loggers, trainer.global_step, trainer.datamodule = [], 0, None
+    overlays = Overlays(1, record=None, every=4)
+    for trainer.current_epoch in range(9):
+        overlays.on_validation_batch_end(trainer, task, None, None, 0)
+    assert asked == [3, 7, 8]
 
 
 def test_the_colour_of_a_cell_is_its_share_of_the_row():

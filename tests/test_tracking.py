@@ -49,7 +49,7 @@ def test_run_is_recorded_with_parameters_metrics_and_configuration(capsys, caplo
     output = "".join(capsys.readouterr()) + caplog.text
     assert "alembic" not in output
     assert "INFO mlflow" not in output
-    assert "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db" in output
+    assert "spanet ui" in output
 
 
 def test_test_after_training_lands_in_the_same_run_and_alone_in_its_own():
@@ -168,9 +168,8 @@ def test_dashboard_of_a_server_is_its_address_without_the_password():
     def command(uri):
         return tracking.dashboard([tracking.MLflowLogger(tracking_uri=uri)])
 
-    assert (
-        command("sqlite:///a.db") == "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///a.db"
-    )
+    assert command("sqlite:///a.db") == "spanet ui --tracking-uri sqlite:///a.db"
+    assert command("sqlite:///mlflow.db") == "spanet ui"
     assert command("https://me:secret@mlflow.example:5000") == "https://mlflow.example:5000"
     assert tracking.dashboard([]) is None
 

@@ -168,7 +168,7 @@ def test_both_dashboards_answer_and_end_with_ctrl_c():
                 told.append(line.strip())
                 if line.startswith("Ctrl-C"):
                     break
-            assert f"MLflow: http://127.0.0.1:{ports['--port']}" in told
+            assert any(f"MLflow: http://127.0.0.1:{ports['--port']}/" in line for line in told)
             assert f"Optuna: http://127.0.0.1:{ports['--optuna-port']}" in told
             for port in ports.values():
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60) as answer:

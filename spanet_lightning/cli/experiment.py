@@ -34,7 +34,7 @@ from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid, invalid_choice
 from spanet_lightning.exit import users_error
 from spanet_lightning.launcher import lightning_command
-from spanet_lightning.tasks import Task
+from spanet_lightning.tasks import DetectionTask, SegmentationTask, Task
 from spanet_lightning.tracking import provenance
 from spanet_lightning.tracking.options import TrackingOptions
 from spanet_lightning.tracking.provenance import Provenance
@@ -42,6 +42,7 @@ from spanet_lightning.tracking.provenance import Provenance
 # Where a model is told the number of classes: a classifier in its backbone, a dense task itself.
 NUM_CLASSES = ("model.init_args.backbone.init_args.num_classes", "model.init_args.num_classes")
 RUNS = "runs"
+_OVERLAYS = 4  # images of a dense task in the tracker, where `pictures` asks for none
 # Always true: with false, a checkpoint could run any code that it brings.
 _NOT_OFFERED = {"weights_only"}
 
@@ -223,7 +224,10 @@ class Experiment(LightningCLI):
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks)
             callbacks.append(self.record)
-            callbacks += self._shown(self.record, given)
+            loggers = config["logger"]
+            loggers = loggers if isinstance(loggers, list) else [loggers]
+            in_mlflow = any(isinstance(one, tracking.MLflowLogger) for one in loggers)
+            callbacks += self._shown(self.record, given, in_mlflow)
         if config["logger"] and not config["barebones"]:
             # After the record, which says where what is logged goes.
             options = self._get(self.config_init, "tracking")
@@ -234,7 +238,9 @@ class Experiment(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
 
-    def _shown(self, record: RunRecord, given: Sequence[Callback]) -> list[Callback]:
+    def _shown(
+        self, record: RunRecord, given: Sequence[Callback], tracked_by_mlflow: bool
+    ) -> list[Callback]:
         """Return what writes predictions and draws pictures, where the command makes any."""
         writes = self.subcommand == "predict" and not any(
             isinstance(callback, BasePredictionWriter) for callback in given
@@ -246,6 +252,10 @@ class Experiment(LightningCLI):
             raise invalid("pictures", pictures, "at least 0")
         if pictures:
             found.append(Overlays(pictures, record, writer))
+        elif self.subcommand == "fit" and isinstance(self.model, DetectionTask | SegmentationTask):
+            every = self._get(self.config_init, "tracking").pictures_every
+            if every and tracked_by_mlflow:
+                found.append(Overlays(_OVERLAYS, record, every=every))
         return found
 
     def _record(self, config: Mapping[str, Any], callbacks: Sequence[Callback]) -> RunRecord:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         print("Starting …", flush=True)
         if serve.wait_until_ready(servers, asked_to_stop):
             for server in servers:
-                print(f"{server.name}: {server.address}", flush=True)
+                print(f"{server.name}: {server.address}{server.page}", flush=True)
             print("Ctrl-C stops.", flush=True)
         while not asked_to_stop:
             for server in servers:
@@ -152,7 +152,14 @@ def _mlflow(args: argparse.Namespace, uri: str) -> Server:
         command += ["--allowed-hosts", args.allowed_hosts]
     host = f"[{args.host}]" if ":" in args.host else args.host
     host = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - to ask it ourselves
-    return Server("MLflow", command, f"http://{host}:{args.port}", "/health", environment)
+    return Server(
+        "MLflow",
+        command,
+        f"http://{host}:{args.port}",
+        "/health",
+        environment,
+        page="/#/experiments?workflowType=machine_learning",  # not the pages for language models
+    )
 
 
 def _optuna(args: argparse.Namespace) -> Server:

@@ -35,6 +35,7 @@ class Server:
         health: Path that answers with 200 once it is ready.
         environment: Variables beside those of this process: what is secret is no argument, which
             all users of a machine can see.
+        page: What to open, below the address.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Server:
         address: str,
         health: str = "/",
         environment: Mapping[str, str] | None = None,
+        page: str = "",
     ) -> None:
         self.name = name
         self.address = address
         self.health = health
+        self.page = page
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self.process = subprocess.Popen(
             list(command),
