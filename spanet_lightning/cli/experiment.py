@@ -228,10 +228,10 @@ class Experiment(LightningCLI):
             loggers = loggers if isinstance(loggers, list) else [loggers]
             in_mlflow = any(isinstance(one, tracking.MLflowLogger) for one in loggers)
             callbacks += self._shown(self.record, given, in_mlflow)
-        if config["logger"] and not config["barebones"]:
-            # After the record, which says where what is logged goes.
-            options = self._get(self.config_init, "tracking")
-            callbacks += tracked(options, saver, self.throughput, self.model)
+            if config["logger"]:
+                # After the record, which says where what is logged goes.
+                options = self._get(self.config_init, "tracking")
+                callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
         try:
             return Trainer(**config)

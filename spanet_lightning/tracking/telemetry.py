@@ -19,6 +19,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
 from torch.optim import Optimizer
 
 MEASURED = ("time/", "memory/", "system/", "train_seconds")
@@ -65,8 +67,7 @@ class Telemetry(Callback):
         """Record the norm of the gradients, which are whole and not clipped yet."""
         if not self.grad_norm or not _is_due(trainer):
             return
-        # Of gradients that are shards, each process has but a part.
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not has_whole_tensors(trainer):
             return
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if grads:
@@ -82,6 +83,7 @@ class Telemetry(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the epoch took; validation has come before."""
+        found = trainer.callback_metrics  # read in all processes: they compute metrics together
         if not trainer.is_global_zero:
             return
         metrics = {
@@ -96,13 +98,13 @@ class Telemetry(Callback):
             metrics["memory/peak_cuda_mb"] = most / 1e6
         # The step that Lightning logs the epoch's metrics at.
         _log(trainer, metrics, max(trainer.global_step - 1, 0))
-        self._log_best(trainer)
+        self._log_best(trainer, found)
 
-    def _log_best(self, trainer: Trainer) -> None:
+    def _log_best(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> None:
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or saver.monitor is None:
             return
-        value = trainer.callback_metrics.get(saver.monitor)
+        value = metrics.get(saver.monitor)
         if value is None or not math.isfinite(float(value)):
             return
         found = float(value)
@@ -137,6 +139,11 @@ class Telemetry(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best value of the run that is resumed."""
         self._best = float(state_dict["best"])
+
+
+def has_whole_tensors(trainer: Trainer) -> bool:
+    """Whether a process holds all of each weight and gradient, not a shard."""
+    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
 
 
 def peak_rss() -> int | None:

@@ -17,6 +17,7 @@ from spanet_lightning.backbones import Backbone
 from spanet_lightning.backbones.spanet import SpectralGates
 from spanet_lightning.backbones.spanetv2 import SpectralRescaling
 from spanet_lightning.tracking.pictures import canvas, series
+from spanet_lightning.tracking.telemetry import has_whole_tensors
 
 _TILE = 104  # pixels of a spectrum
 _MOST_BLOCKS = 8  # of a stage, that are drawn
@@ -56,7 +57,9 @@ class FilterPicture(Callback):
 
     def _log(self, trainer: Trainer, model: LightningModule, moment: str) -> None:
         backbone = getattr(model, "backbone", None)
-        if not trainer.is_global_zero or not isinstance(backbone, Backbone):
+        if not (trainer.is_global_zero and has_whole_tensors(trainer)):
+            return
+        if not isinstance(backbone, Backbone):
             return
         size = getattr(trainer.datamodule, "image_size", 224)  # type: ignore[attr-defined]
         picture = draw(backbone, moment, size if isinstance(size, int) else 224)
