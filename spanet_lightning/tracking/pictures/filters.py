@@ -146,7 +146,9 @@ def _masks(backbone: Backbone, image_size: int) -> dict[str, list[Tile]]:
         shares = np.array(norms) / np.sum(norms, axis=1, keepdims=True)
         for gate, share in enumerate(shares.mean(axis=0)):
             mask = first.mask(gate, side, side).cpu().numpy()
-            text = f"λ {first.gates[gate].low:.2g}, r {first.radius:g}\n{share:.1%} of weight"
+            # Pillow's font has no λ.
+            balance = f"balance {first.gates[gate].low:.2g}, r {first.radius:g}"
+            text = f"{balance}\n{share:.1%} of weight"
             rows.setdefault(stage, []).append(Tile(mask, text))
     return rows
 
