@@ -209,12 +209,12 @@ def _order(key: str, ascending: bool, sample: Sequence[RunView]) -> str:
     way = "ASC" if ascending else "DESC"
     if key in _FIELDS:
         return f"attributes.{_FIELDS[key]} {way}"
-    known: dict[str, None] = dict.fromkeys(_FIELDS)
+    known = [*_FIELDS]
     for kind in ("metrics", "tags", "params"):
         names = {name for one in sample for name in getattr(one, kind)}
         if key in names:
             return f"{kind}.`{key}` {way}"
-        known |= dict.fromkeys(sorted(names))
+        known += sorted(names)
     if not sample:
         return f"attributes.start_time {way}"
     raise ConfigError(

@@ -203,7 +203,8 @@ class Store:
     def _all(self) -> list[Run]:
         """Return all runs: names and beginnings of ids can't be asked for."""
         found: list[Run] = []
-        ids, token = self._experiments(None), None
+        ids = self._experiments(None)
+        token: str | None = None
         while True:
             page = self.client.search_runs(ids, max_results=_PAGE, page_token=token)
             found += page

@@ -33,7 +33,8 @@ class ConfusionPicture(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, where a picture is due."""
-        classes = int(pl_module.backbone.num_classes)  # type: ignore[arg-type, union-attr]
+        backbone: Any = pl_module.backbone
+        classes = int(backbone.num_classes)
         due = series.is_due(trainer, self.every)
         shape = (classes, classes)
         self._counts = (
@@ -62,7 +63,8 @@ class ConfusionPicture(Callback):
             return
         counts = self._counts
         if trainer.world_size > 1:
-            counts = trainer.strategy.reduce(counts, reduce_op="sum")  # type: ignore[assignment]
+            summed: Any = trainer.strategy.reduce(counts, reduce_op="sum")
+            counts = summed
         self._counts = None
         if not trainer.is_global_zero or not int(counts.sum()):
             return

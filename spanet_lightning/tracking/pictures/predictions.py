@@ -158,10 +158,10 @@ def _tile(image: Tensor) -> Image.Image:
     pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     picture = Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
     scale = _TILE / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
     # Small images are shown by their pixels; photographs are scaled down.
     way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-    return picture.resize(size, way)  # type: ignore[arg-type]
+    return picture.resize((width, height), way)
 
 
 def _frame(pen: Any, box: tuple[int, int, int, int], *, right: bool) -> None:
