@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> None:
                 if server.process.poll() is not None:
                     raise ConfigError(f"spanet ui: {server.name} ended: {server.last_words()}")
             time.sleep(0.2)
-    print("Stopped.", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # who started it may be gone
+        print("Stopped.", flush=True)
 
 
 def _check_host(args: argparse.Namespace) -> None:
