@@ -93,7 +93,8 @@ class RunRecord(Callback):
             file = "config.resumed.yaml" if self.resumed else CONFIG_FILE
             # First: a name that the run is given wins over one that it has by itself.
             if self.look is not None and _trackers(trainer):
-                provenance.record(trainer.loggers, self.look(trainer))
+                known = self.look(trainer)
+                provenance.record(trainer.loggers, known, resumed=self.resumed)
             tracking.record(trainer.loggers, self.params, self.config, tags, file)
         self._recorded = True
 

@@ -148,21 +148,29 @@ def names(model: Any, params: Parameters) -> dict[str, str]:
     return found
 
 
-def record(loggers: Iterable[Logger], provenance: Provenance) -> None:
+def record(loggers: Iterable[Logger], provenance: Provenance, *, resumed: bool = False) -> None:
     """Record what a run is, before it starts, in MLflow.
 
     Args:
         loggers: The loggers of the run; those that are not MLflow's are left alone.
         provenance: What there is to know.
+        resumed: Whether it is about a run that goes on: what that began with is kept beside it.
     """
     for logger in loggers:
         if not isinstance(logger, MLflowLogger):
             continue
+        texts = {
+            ACCOUNT: json.dumps(provenance.account(), indent=1, default=str),
+            PACKAGES: requirements(provenance.packages),
+            DIFF: provenance.diff,
+        }
+        for file, text in texts.items():
+            stem, dot, suffix = file.rpartition(".")
+            if text:
+                logger.log_text(text, f"{stem}.resumed{dot}{suffix}" if resumed else file)
+        if resumed:
+            continue
         logger.set_tags(provenance.tags())
-        logger.log_text(json.dumps(provenance.account(), indent=1, default=str), ACCOUNT)
-        logger.log_text(requirements(provenance.packages), PACKAGES)
-        if provenance.diff:
-            logger.log_text(provenance.diff, DIFF)
         data = provenance.data
         if data is not None:
             logger.log_dataset(data.name, data.source, data.digest, data.profile(), "training")
