@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def ablation(session: nox.Session) -> None:
     app = ("-m", "spanet_lightning.app")
     python(session, *app, "sweep", "run", study, "--workers", "2", *session.posargs)
     python(session, *app, "report", study)
+
+
+@nox.session(venv_backend="none")
+def browser(session: nox.Session) -> None:
+    """Look at the dashboards in a headless Chromium, which has to be installed."""
+    if shutil.which(os.environ.get("SPANET_CHROMIUM", "chromium")) is None:
+        session.skip("there is no `chromium` here (Debian: apt-get install chromium)")
+    install(session, "tests", "browser")
+    python(session, "-m", "pytest", "-m", "slow", "tests/test_browser.py", *session.posargs)
 
 
 @nox.session

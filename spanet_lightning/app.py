@@ -36,6 +36,8 @@ COMMANDS = {
     "bench": Command("bench", "measure time and memory: models, mixers, loaders, resolution"),
     "data": Command("data", "check a data set: all of its faults at once, each with its file"),
     "sweep": Command("sweep", "run ablations and searches: studies that a YAML defines"),
+    "runs": Command("runs", "list, compare and repeat runs that MLflow holds"),
+    "ui": Command("ui", "the dashboards: MLflow, and Optuna with --optuna"),
     "report": Command("report", "what came out of a study: tables, figures, statistics"),
     "track": Command("track", "what was logged while the tracker was away: list it, send it"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),

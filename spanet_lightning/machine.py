@@ -55,8 +55,8 @@ def versions() -> dict[str, str]:
 
 def commit() -> dict[str, Any] | None:
     """Return a checkout's commit and whether files differ from it; None for an installation."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    root = checkout()
+    if root is None:
         return None
     try:
         return {
@@ -65,6 +65,12 @@ def commit() -> dict[str, Any] | None:
         }
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def checkout() -> Path | None:
+    """Return the folder of the checkout that this code is of; None for an installation."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / ".git").exists() else None
 
 
 def _git(root: Path, *args: str) -> str:

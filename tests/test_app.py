@@ -106,7 +106,7 @@ def test_demo_trains_tests_and_says_where_everything_is(capsys):
         "MACs",
         "images/s",
         "runs/digits-spanetv2/best.ckpt",
-        "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db",
+        "spanet ui",
     ):
         assert words in results
     assert out.count("best val/loss") == 1

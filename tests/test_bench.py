@@ -479,7 +479,7 @@ def test_a_run_is_recorded_in_mlflow(capsys):
     assert recorded.data.params["command"] == found["command"]
     seconds = recorded.data.metrics["eval/test_spanet/seconds"]
     assert seconds == pytest.approx(found["results"][0]["seconds"][0])
-    assert "mlflow ui" in capsys.readouterr().out
+    assert "spanet ui" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     Callback,
     LearningRateMonitor,
@@ -14,6 +15,9 @@ from lightning.pytorch.callbacks import (
 )
 
 from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
+from spanet_lightning.tracking.options import TrackingOptions
+from spanet_lightning.tracking.pictures import picture_callbacks
+from spanet_lightning.tracking.telemetry import Telemetry
 
 
 def default_callbacks(
@@ -53,3 +57,23 @@ def default_callbacks(
     if enabled("checkpointing") and absent(ModelCheckpoint):
         callbacks.append(saver)
     return callbacks
+
+
+def tracked(
+    options: TrackingOptions,
+    saver: ModelCheckpoint | None,
+    throughput: ImagesPerSecond,
+    model: LightningModule,
+) -> list[Callback]:
+    """Return the callbacks that record more than the task's own metrics.
+
+    Args:
+        options: What to record.
+        saver: Saves checkpoints; None where nothing is trained.
+        throughput: The meter of training speed.
+        model: The task.
+    """
+    if saver is None:
+        return []
+    telemetry = Telemetry(throughput, options.grad_norm, options.system_metrics)
+    return [telemetry, *picture_callbacks(options, model)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.cli import blame, check, checkpoints, keys, sources
-from spanet_lightning.cli.callbacks import default_callbacks
+from spanet_lightning.cli.callbacks import default_callbacks, tracked
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
 from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.cli.predictions import PredictionWriter
@@ -29,13 +30,19 @@ from spanet_lightning.cli.quiet import quieten
 from spanet_lightning.cli.record import RunRecord, run_name
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
+from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid, invalid_choice
 from spanet_lightning.exit import users_error
-from spanet_lightning.tasks import Task
+from spanet_lightning.launcher import lightning_command
+from spanet_lightning.tasks import DetectionTask, SegmentationTask, Task
+from spanet_lightning.tracking import provenance
+from spanet_lightning.tracking.options import TrackingOptions
+from spanet_lightning.tracking.provenance import Provenance
 
 # Where a model is told the number of classes: a classifier in its backbone, a dense task itself.
 NUM_CLASSES = ("model.init_args.backbone.init_args.num_classes", "model.init_args.num_classes")
 RUNS = "runs"
+_OVERLAYS = 4  # images of a dense task in the tracker, where `pictures` asks for none
 # Always true: with false, a checkpoint could run any code that it brings.
 _NOT_OFFERED = {"weights_only"}
 
@@ -116,6 +123,7 @@ class Experiment(LightningCLI):
             help="Images to draw with what was found, beside what is there: with the "
             "predictions, or at each validation for the tracker. Boxes and masks only.",
         )
+        parser.add_class_arguments(TrackingOptions, "tracking")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -216,14 +224,23 @@ class Experiment(LightningCLI):
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks)
             callbacks.append(self.record)
-            callbacks += self._shown(self.record, given)
+            loggers = config["logger"]
+            loggers = loggers if isinstance(loggers, list) else [loggers]
+            in_mlflow = any(isinstance(one, tracking.MLflowLogger) for one in loggers)
+            callbacks += self._shown(self.record, given, in_mlflow)
+            if config["logger"]:
+                # After the record, which says where what is logged goes.
+                options = self._get(self.config_init, "tracking")
+                callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
         try:
             return Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
 
-    def _shown(self, record: RunRecord, given: Sequence[Callback]) -> list[Callback]:
+    def _shown(
+        self, record: RunRecord, given: Sequence[Callback], tracked_by_mlflow: bool
+    ) -> list[Callback]:
         """Return what writes predictions and draws pictures, where the command makes any."""
         writes = self.subcommand == "predict" and not any(
             isinstance(callback, BasePredictionWriter) for callback in given
@@ -235,6 +252,10 @@ class Experiment(LightningCLI):
             raise invalid("pictures", pictures, "at least 0")
         if pictures:
             found.append(Overlays(pictures, record, writer))
+        elif self.subcommand == "fit" and isinstance(self.model, DetectionTask | SegmentationTask):
+            every = self._get(self.config_init, "tracking").pictures_every
+            if every and tracked_by_mlflow:
+                found.append(Overlays(_OVERLAYS, record, every=every))
         return found
 
     def _record(self, config: Mapping[str, Any], callbacks: Sequence[Callback]) -> RunRecord:
@@ -253,6 +274,7 @@ class Experiment(LightningCLI):
             folder,
             config=self._config_text(),
             params=self._params(),
+            look=self.provenance,
             checkpoints=[
                 callback
                 for callback in callbacks
@@ -281,13 +303,30 @@ class Experiment(LightningCLI):
         """Return what the tracker records as parameters: what was set, and what the model costs."""
         # An address may hold a password, and says where the record is, not what the run was.
         params = {
-            key: value
+            key: tracking.redact(value) if isinstance(value, str) else value
             for key, value in self.flat_config().items()
             if value is not None and not key.startswith("trainer.logger.")
         }
         if self.cost is not None:
             params |= {f"cost.{key}": value for key, value in asdict(self.cost).items()}
         return params
+
+    def provenance(self, trainer: Trainer) -> Provenance:
+        """Look at what this run is, once its data is known.
+
+        Args:
+            trainer: The trainer, with the model on its device.
+        """
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        return provenance.gather(
+            [*lightning_command().split(), *self.args],
+            trainer.strategy.root_device,
+            identify(self.datamodule),
+            self.cost,
+            provenance.names(self.model, self.flat_config()),
+            seed=None if seed is None else int(seed),
+            devices=trainer.world_size,
+        )
 
     @cached_property
     def cost(self) -> ModelCost | None:

@@ -18,6 +18,7 @@ from spanet_lightning.cli.record import RunRecord
 from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.errors import invalid
 from spanet_lightning.tasks import DetectionTask, SegmentationTask
+from spanet_lightning.tracking.pictures import series
 
 
 class Overlays(Callback):
@@ -30,14 +31,20 @@ class Overlays(Callback):
         count: How many, for each validation.
         record: Knows the folder of the run.
         writer: Knows the folder of the predictions, where there are any.
+        every: Epochs of training between pictures; the last one has them too.
     """
 
     def __init__(
-        self, count: int, record: RunRecord, writer: PredictionWriter | None = None
+        self,
+        count: int,
+        record: RunRecord,
+        writer: PredictionWriter | None = None,
+        every: int = 1,
     ) -> None:
         self.count = count
         self.record = record
         self.writer = writer
+        self.every = every
         self._drawn = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,7 +70,7 @@ class Overlays(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Predict once more what is to be drawn, and hand it to the tracker."""
-        if trainer.sanity_checking or self._drawn >= self.count:
+        if self._drawn >= self.count or not series.is_due(trainer, self.every):
             return
         found = pl_module.predict_step(batch)
         loggers = [lg for lg in trainer.loggers if isinstance(lg, tracking.MLflowLogger)]

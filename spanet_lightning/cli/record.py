@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spanet_lightning import tracking
+from spanet_lightning.tracking import provenance
 
 CONFIG_FILE = "config.yaml"
 
@@ -28,6 +29,7 @@ class RunRecord(Callback):
         config: The resolved configuration as YAML.
         params: The configuration by dotted keys, and what the model costs.
         checkpoints: The checkpoint callbacks that save into the folder.
+        look: Looks at code, machine and data, once all are known.
         resumed: Whether the folder is that of the run that is resumed, and so is used as it is.
 
     Attributes:
@@ -40,12 +42,14 @@ class RunRecord(Callback):
         config: str,
         params: Mapping[str, Any],
         checkpoints: Sequence[ModelCheckpoint] = (),
+        look: Callable[[Trainer], provenance.Provenance] | None = None,
         resumed: bool = False,
     ) -> None:
         self.folder = folder
         self.config = config
         self.params = params
         self.checkpoints = checkpoints
+        self.look = look
         self.resumed = resumed
         self._recorded = False
         if resumed:
@@ -87,6 +91,10 @@ class RunRecord(Callback):
             for logger in _trackers(trainer):  # of a run that has no folder
                 logger.place(self.folder.parent / f".{tracking.FOLDER}" / uuid.uuid4().hex)
             file = "config.resumed.yaml" if self.resumed else CONFIG_FILE
+            # First: a name that the run is given wins over one that it has by itself.
+            if self.look is not None and _trackers(trainer):
+                known = self.look(trainer)
+                provenance.record(trainer.loggers, known, resumed=self.resumed)
             tracking.record(trainer.loggers, self.params, self.config, tags, file)
         self._recorded = True
 

@@ -24,6 +24,7 @@ from spanet_lightning.data.checks import (
     split_folder,
 )
 from spanet_lightning.data.loaders import eval_loader, train_loader
+from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels, Normalize, in_precision_of_run
 from spanet_lightning.data.posterize import repair_posterize
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
@@ -138,6 +139,7 @@ class ImageClassificationDataModule(LightningDataModule):
         self._readers: dict[str, Any] = {}
         self._datasets: dict[str, Dataset[Any]] = {}
         self._normalize = Normalize(mean, std)
+        self.mean, self.std = mean, std
         self.erasing = (
             RandomErasing(re_prob, mode="pixel", max_count=1, device="cpu")  # type: ignore[no-untyped-call]
             if re_prob > 0
@@ -213,6 +215,30 @@ class ImageClassificationDataModule(LightningDataModule):
     @cached_property
     def _predict_files(self) -> list[str]:
         return [path for path, _ in self._predicted().samples]
+
+    def identity(self) -> DataIdentity:
+        """Return what data this is, of the splits that were set up."""
+        keys = [key for key in ("train_split", "val_split", "test_split") if key in self._datasets]
+        images = {self._split(key): _length(self._datasets[key]) for key in keys}
+        if self.dataset:
+            known = (self.dataset, *(f"{split} {size}" for split, size in images.items()))
+            return DataIdentity(
+                name=self.dataset,
+                source=self.root,
+                digest=digest(*known),
+                images=images,
+                classes=self.num_classes,
+                covers="the names of source and splits, and their sizes; not what they hold",
+            )
+        files = [path for key in keys for path, _ in self._reader(key).samples]
+        return DataIdentity(
+            name=Path(self.root).resolve().name,
+            source=self.root,
+            digest=digest_files(Path(self.root), files),
+            images=images,
+            classes=self.num_classes,
+            covers="names and sizes of the files, contents of a sample",
+        )
 
     def setup(self, stage: str) -> None:
         """List the images of the splits that `stage` reads, and check them.
@@ -349,3 +375,11 @@ class ImageClassificationDataModule(LightningDataModule):
             dataset.set_loader_cfg(num_workers=self.num_workers)
         dataset.transform = transform
         return cast("Dataset[Any]", dataset)
+
+
+def _length(dataset: Any) -> int:
+    """Return the number of images of a data set; -1 of a stream that does not tell."""
+    try:
+        return len(dataset)
+    except TypeError:
+        return -1

@@ -22,6 +22,7 @@ from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.detection_transforms import Augmentation
 from spanet_lightning.data.faults import refuse
 from spanet_lightning.data.images import check_folder
+from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.padding import Padding
 from spanet_lightning.data.samplers import Collate
@@ -175,6 +176,24 @@ class CocoDataModule(DenseDataModule):
     def annotation_file(self, split: Split) -> Path:
         """Return the annotation file of a split."""
         return self._path(split, 1)
+
+    def identity(self) -> DataIdentity:
+        """Return what data this is, of the splits that were set up."""
+        files = [
+            self._path(split, 0) / image.file
+            for split, index in self._indices.items()
+            for image in index.images
+        ]
+        return DataIdentity(
+            name=Path(self.root).resolve().name,
+            source=self.root,
+            digest=digest_files(
+                Path(self.root), files, [self._path(split, 1) for split in sorted(self._indices)]
+            ),
+            images={split: len(index) for split, index in self._indices.items()},
+            classes=self.num_classes,
+            covers="annotations as a whole, names and sizes of the images, contents of a sample",
+        )
 
     # -- Lightning's hooks
 

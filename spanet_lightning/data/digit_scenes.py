@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from spanet_lightning.data import digits
 from spanet_lightning.data.batches import DetectionTarget
 from spanet_lightning.data.dense import DenseDataModule
+from spanet_lightning.data.manifest import DataIdentity, digest
 from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.data.padding import DetectionSample, Padding, SegmentationSample
 from spanet_lightning.data.samplers import Collate, Draw
@@ -104,6 +105,18 @@ class DigitScenesDataModule(DenseDataModule):
         )
         print_ = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
         return f"digit-scenes-{self.split_seed}-{print_}"
+
+    def identity(self) -> DataIdentity:
+        """Return what data this is: the digest is over the digits and what makes scenes of them."""
+        grey, labels = digits.load()
+        return DataIdentity(
+            name="digit-scenes",
+            source=digits.SOURCE,
+            digest=digest(grey.numpy().tobytes(), labels.numpy().tobytes(), self.split_id),
+            images=dict(self.scenes),
+            classes=self.num_classes,
+            covers=f"all digits and what makes the scenes {self.split_id}",
+        )
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - nothing is drawn before it is asked for
         """Share out the digits."""

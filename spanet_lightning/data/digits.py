@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from spanet_lightning.data.loaders import eval_loader, train_loader
+from spanet_lightning.data.manifest import DataIdentity, digest
 from spanet_lightning.errors import invalid
 
+SOURCE = "sklearn.datasets.load_digits"
 SPLITS = ("train", "val", "test")
 # Share of each class that is set aside, in the order in which it is taken.
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
@@ -101,6 +103,19 @@ class DigitsDataModule(LightningDataModule):
 
     def _indices(self, labels: Tensor) -> dict[str, list[int]]:
         return split_indices(labels.tolist(), self.split_seed, self.train_per_class)
+
+    def identity(self) -> DataIdentity:
+        """Return what data this is: the digest is over all pixels, labels and who is where."""
+        grey, labels = load()
+        indices = split_indices(labels.tolist(), self.split_seed)
+        return DataIdentity(
+            name="digits",
+            source=SOURCE,
+            digest=digest(grey.numpy().tobytes(), labels.numpy().tobytes(), self.split_id),
+            images={split: len(members) for split, members in indices.items()},
+            classes=self.num_classes,
+            covers=f"all pixels, labels and the split {self.split_id}",
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches, augmented where that is asked for."""

@@ -13,6 +13,7 @@ from spanet_lightning.data import class_lists
 from spanet_lightning.data.checks import split_folder
 from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.images import read_mask
+from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.padding import Padding
 from spanet_lightning.data.samplers import Collate
@@ -183,6 +184,20 @@ class SegmentationFoldersDataModule(DenseDataModule):
         if self.predict_root is not None:
             return Path(self.predict_root)
         return Path(self.root) / self.images / self.splits["test"]
+
+    def identity(self) -> DataIdentity:
+        """Return what data this is, of the splits that were set up."""
+        root = Path(self.root)
+        files = [file for pairs in self._datasets.values() for pair in pairs.pairs for file in pair]
+        listed = class_lists.find(root, self.classes_file)
+        return DataIdentity(
+            name=root.resolve().name,
+            source=self.root,
+            digest=digest_files(root, files, [] if listed is None else [listed]),
+            images={name: len(pairs) for name, pairs in self._datasets.items()},
+            classes=self.num_classes,
+            covers="the list of classes, names and sizes of images and masks, contents of a sample",
+        )
 
     # -- Lightning's hooks
 

@@ -27,6 +27,7 @@ _NOT_THE_EXPERIMENT = (
     "name",
     "ckpt_path",
     "pictures",
+    "tracking",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",

@@ -37,6 +37,18 @@ class Prediction(TypedDict):
     top_probabilities: Tensor
 
 
+class Evaluated(TypedDict):
+    """What evaluating a batch of B images and K classes returns, for callbacks.
+
+    Attributes:
+        logits: Shape (B, K), float32.
+        losses: Cross-entropy of each image, in nats, shape (B,).
+    """
+
+    logits: Tensor
+    losses: Tensor
+
+
 class ClassificationTask(Task):
     """Train and evaluate a backbone as an image classifier.
 
@@ -180,15 +192,15 @@ class ClassificationTask(Task):
         self.log("loss", loss, prog_bar=True, logger=False)  # of this batch, for who watches
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the figures under `val/`."""
-        self.evaluate(batch, batch_idx, self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Evaluated:
+        """Add a batch to the figures under `val/`; return what callbacks draw."""
+        return self.evaluate(batch, batch_idx, self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the figures under `test/`."""
-        self.evaluate(batch, batch_idx, self.test_metrics)
+    def test_step(self, batch: Batch, batch_idx: int) -> Evaluated:
+        """Add a batch to the figures under `test/`; return what callbacks draw."""
+        return self.evaluate(batch, batch_idx, self.test_metrics)
 
-    def evaluate(self, batch: Batch, batch_idx: int, metrics: MetricCollection) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int, metrics: MetricCollection) -> Evaluated:
         """Add a batch to `metrics`, which are computed once the whole set has been seen."""
         if _cheap_to_check(batch, batch_idx):
             self.check(batch)
@@ -197,6 +209,7 @@ class ClassificationTask(Task):
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics.update(preds=logits, target=labels, value=losses)
         self.log_dict(metrics, batch_size=len(images), prog_bar=True)
+        return {"logits": logits, "losses": losses}
 
     def predict_step(self, batch: Batch | Tensor) -> Prediction:
         """Return the probabilities of a batch; labels that come along are ignored."""

@@ -474,7 +474,9 @@ def dashboard(loggers: Iterable[Logger]) -> str | None:
     if uri is None:
         return None
     clean = without_secret(uri)  # the address is enough
-    return clean if is_web(uri) else f"mlflow ui --host 127.0.0.1 --backend-store-uri {clean}"
+    if is_web(uri):
+        return clean
+    return "spanet ui" if uri == DEFAULT_URI else f"spanet ui --tracking-uri {clean}"
 
 
 def _kept(uri: str) -> str:

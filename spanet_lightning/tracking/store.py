@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 UID_TAG = "spanet.uid"
+# Or MLflow's pages are those for language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 POINTS = 1000  # of metrics that the server takes in one request
 _BATCH = 100  # parameters or tags
 _LONGEST = {"params": 6000, "tags": 8000}  # characters of a value that the server takes
@@ -134,7 +136,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags=_KIND))
         except MlflowException:  # another run was faster
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -154,7 +154,7 @@ def _provenance(found: Gathered) -> tuple[Block, ...]:
     ended = [t for t in found.trials if t.complete or t.state == "PRUNED"]
     blocks: list[Block] = [
         "Trials are those of Optuna's storage (`optuna-dashboard STORAGE` shows them), runs those "
-        "of MLflow (`mlflow ui`): each trial keeps the id of its run, and each run the number of "
+        "of MLflow (`spanet ui`): each trial keeps the id of its run, and each run the number of "
         "its trial."
         + (f" Run of the whole study: `{found.run_id}`." if found.run_id else "")
         + " Every row was checked against the fingerprint that was taken when its trial ended."
