@@ -32,10 +32,19 @@ def read(
                 return str(path), tensors, file.metadata() or {}
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    return str(path), unwrap(str(path), load(path)), {}
+
+
+def load(path: Path) -> Any:
+    """Return what `torch.save` wrote to a file: tensors and plain values.
+
+    Raises:
+        CheckpointError: If it can't be read, or holds more than that.
+    """
     try:
         with warnings.catch_warnings():  # torch warns of a protocol just before it refuses the file
             warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, it holds more than tensors and plain values{_offender(error)}; "
@@ -44,7 +53,6 @@ def read(
     except (EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({cause})") from None
-    return str(path), unwrap(str(path), content), {}
 
 
 def _offender(error: Exception) -> str:

@@ -300,15 +300,16 @@ def _linear_head(features: int, num_classes: int) -> nn.Module:
     return head
 
 
-def _name(variant: str) -> str:
+def timm_name(variant: str) -> str:
+    """Return the name under which timm knows a variant."""
     return "test_spanet" if variant == "test" else f"spanet_{variant}"
 
 
 registry.register(
     SPANet,
-    {_name(v): v for v in VARIANTS},
+    {timm_name(v): v for v in VARIANTS},
     {
-        _name(v): registry.pretrained_cfg(row.url, crop_pct=row.crop_pct, classifier="head")
+        timm_name(v): registry.pretrained_cfg(row.url, crop_pct=row.crop_pct, classifier="head")
         for v, row in VARIANTS.items()
     },
     official.pretrained_filter,

@@ -414,13 +414,14 @@ def _head_kernels(kernel_sizes: int | Sequence[int], num_heads: int | None) -> t
     return tuple(sizes)
 
 
-def _name(variant: str) -> str:
+def timm_name(variant: str) -> str:
+    """Return the name under which timm knows a variant."""
     return "test_spanetv2" if variant == "test" else f"spanetv2_{variant}"
 
 
 registry.register(
     SPANetV2,
-    {_name(v): v for v in VARIANTS},
-    {_name(v): registry.pretrained_cfg(classifier="head.fc2") for v in VARIANTS},
+    {timm_name(v): v for v in VARIANTS},
+    {timm_name(v): registry.pretrained_cfg(classifier="head.fc2") for v in VARIANTS},
     official.pretrained_filter,
 )

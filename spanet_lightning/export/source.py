@@ -1,0 +1,255 @@
+"""What is exported: a model with the description that rebuilds it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from spanet_lightning._version import __version__
+from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
+from spanet_lightning.backbones import official_files as files
+from spanet_lightning.backbones import spanet, spanetv2
+from spanet_lightning.backbones.official import FORMAT
+from spanet_lightning.backbones.validate import image_size
+from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
+
+FAMILIES: dict[str, type[Backbone]] = {"SPANet": SPANet, "SPANetV2": SPANetV2}
+MODELS: dict[str, tuple[str, str]] = {
+    **{spanet.timm_name(v): ("SPANet", v) for v in spanet.VARIANTS},
+    **{spanetv2.timm_name(v): ("SPANetV2", v) for v in spanetv2.VARIANTS},
+}
+"""timm's name → family and variant."""
+
+CONFIG_FILE = "config.yaml"
+_CLASSIFICATION = "ClassificationTask"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A classifier to export.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        family: Name of its class.
+        arguments: What its class is called with, in values that JSON holds; complete, so that a
+            default that changes one day does not change the model.
+        weights: Where the weights are from, in words.
+    """
+
+    model: Backbone
+    family: str
+    arguments: Mapping[str, Any]
+    weights: str
+
+    @property
+    def name(self) -> str:
+        """timm's name of the variant that the model is of, or began as."""
+        module = spanet if self.family == "SPANet" else spanetv2
+        return module.timm_name(str(self.arguments["variant"]))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in pixels, that the model was built for."""
+        return image_size("img_size", self.arguments["img_size"])
+
+    def metadata(self) -> dict[str, str]:
+        """Return what an exported file says of itself; `from_safetensors` reads it."""
+        found = {
+            "format": FORMAT,  # with the generation and layout, what `spanet convert` writes
+            "generation": "2" if self.family == "SPANetV2" else "1",
+            "version": __version__,
+            "model": self.name,
+            "family": self.family,
+            "arguments": json.dumps(dict(self.arguments)),
+            "weights": self.weights,
+        }
+        if "head_layout" in self.arguments:
+            found["head_layout"] = str(self.arguments["head_layout"])
+        return found
+
+
+def read(
+    text: str,
+    *,
+    weights: str | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """Build the model that a user names.
+
+    Args:
+        text: A checkpoint of a run (`.ckpt`), a file that was exported (`.safetensors`), or the
+            name of a variant, such as "spanetv2_s18_pure".
+        weights: With a name: a checkpoint for it, official or ours. Without, weights are random.
+        num_classes: With a name: classes of the head; default: 1000.
+        seed: Of random weights.
+
+    Raises:
+        ConfigError: If it is none of these.
+        CheckpointError: If a file can't be read safely, or holds no classifier of ours.
+    """
+    path = Path(text)
+    if path.is_file():
+        for key, value in (("--weights", weights), ("--num-classes", num_classes)):
+            if value is not None:
+                raise invalid(key, value, "a model's name before it: a file says this itself")
+        return from_safetensors(path) if path.suffix == ".safetensors" else from_checkpoint(path)
+    if text not in MODELS:
+        if path.is_dir() or path.suffix or len(path.parts) > 1:
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise ConfigError(f"SOURCE: got {text!r}, which {problem}; expected a checkpoint")
+        raise invalid(
+            "SOURCE",
+            text,
+            "a checkpoint (.ckpt, .safetensors) or a model's name such as 'spanetv2_s18_pure'",
+            did_you_mean(text, MODELS),
+        )
+    family, variant = MODELS[text]
+    given: dict[str, Any] = {"variant": variant}
+    given |= {} if num_classes is None else {"num_classes": num_classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        source = _build(family, given, f"random, seed {seed}" if weights is None else weights)
+    if weights is not None:
+        report = load_official(source.model, weights)
+        if report.missing:
+            raise CheckpointError(
+                f"--weights: {weights} lacks {next(iter(report.missing))}, which would stay random"
+            )
+    return source
+
+
+def from_checkpoint(path: Path) -> Source:
+    """Build the classifier of a run's checkpoint, which holds its constructor arguments.
+
+    Where it does not, because the task was built by hand, the `config.yaml` beside it is read.
+
+    Raises:
+        CheckpointError: If the file can't be read without running code, or is of another kind.
+    """
+    content = files.load(path)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "pytorch-lightning_version" not in content:
+        raise CheckpointError(
+            f"{path}: is not a checkpoint of a run; for official weights give a model's name and "
+            f"--weights {path}"
+        )
+    made_by = content.get("hyper_parameters") or {}
+    if "backbone" not in made_by:
+        made_by = _config_beside(path)
+    task = str(made_by.get("_class_path", "")).rpartition(".")[2]
+    backbone = made_by.get("backbone")
+    if not isinstance(backbone, Mapping) or not isinstance(backbone.get("class_path"), str):
+        raise CheckpointError(
+            f"{path}: does not tell how its backbone was built, and there is no {CONFIG_FILE} "
+            f"beside it; give a model's name and --weights {path}"
+        )
+    if task != _CLASSIFICATION:
+        raise CheckpointError(
+            f"{path}: holds a {task or 'task of another kind'}; only classifiers "
+            f"({_CLASSIFICATION}) can be exported"
+        )
+    class_path = backbone["class_path"]
+    package, _, family = class_path.rpartition(".")
+    if package.partition(".")[0] != "spanet_lightning" or family not in FAMILIES:
+        raise CheckpointError(
+            f"{path}: its backbone is {class_path!r}; only {' and '.join(FAMILIES)} of "
+            "spanet_lightning can be exported"
+        )
+    tensors = {
+        key.removeprefix("backbone."): value
+        for key, value in state.items()
+        if key.startswith("backbone.") and isinstance(value, Tensor)
+    }
+    arguments = dict(backbone.get("init_args") or {})
+    # In a configuration it comes from the data, and so is not among the arguments.
+    arguments["num_classes"] = _num_classes(tensors)
+    return _restored(path, family, arguments, tensors, str(path))
+
+
+def from_safetensors(path: Path) -> Source:
+    """Build the model of a file that `spanet export --format safetensors` wrote.
+
+    Raises:
+        CheckpointError: If it can't be read, or does not say how its model is built.
+    """
+    name, tensors, metadata = files.read(path)
+    family = metadata.get("family", "")
+    try:
+        arguments = json.loads(metadata.get("arguments", ""))
+    except ValueError:
+        arguments = None
+    if family not in FAMILIES or not isinstance(arguments, dict):
+        raise CheckpointError(
+            f"{name}: does not tell how its model is built; give a model's name and "
+            f"--weights {path}"
+        )
+    return _restored(path, family, arguments, tensors, metadata.get("weights", str(path)))
+
+
+def _restored(
+    path: Path,
+    family: str,
+    arguments: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    weights: str,
+) -> Source:
+    accepted = inspect.signature(FAMILIES[family]).parameters
+    unknown = sorted(set(arguments) - set(accepted))
+    if unknown:
+        raise CheckpointError(
+            f"{path}: {family} has no argument {unknown[0]!r} in this version ({__version__})"
+        )
+    source = _build(family, arguments, weights)
+    wanted = source.model.state_dict()
+    wrong = [
+        key
+        for key in [*wanted, *tensors]
+        if key not in wanted or key not in tensors or wanted[key].shape != tensors[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: its weights are not those of the {family} that it describes: {wrong[0]}"
+        )
+    source.model.load_state_dict(dict(tensors))
+    return source
+
+
+def _build(family: str, given: Mapping[str, Any], weights: str) -> Source:
+    cls = FAMILIES[family]
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
+    }
+    # However it was computed in training, the function is the same.
+    arguments = {**defaults, **given, "spectral_impl": "auto"}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    return Source(cls(**plain).eval(), family, plain, weights)
+
+
+def _num_classes(tensors: Mapping[str, Tensor]) -> int:
+    """Return the rows of the classifier's last layer: `head` in V1, `head.fc2` in V2."""
+    for name in ("head.weight", "head.fc2.weight"):
+        if name in tensors:
+            return len(tensors[name])
+    return 0
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """Return task and backbone of the run's configuration, as a checkpoint holds them."""
+    file = path.parent / CONFIG_FILE
+    if not file.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        model = config["model"]
+        return {"_class_path": model["class_path"], "backbone": model["init_args"]["backbone"]}
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise CheckpointError(f"{file}: is not the configuration of a run") from None
