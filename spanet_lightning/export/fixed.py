@@ -4,8 +4,8 @@ Runtimes know no Fourier operators, or slow ones, and need not resize logits or 
 image. So the spectral operators are written in the real bases of `backbones.spectral`, as products
 with constant matrices in (B, C, H, W), the layout of ONNX:
 
-    SPF:  W·SPF(x) + c = (W·diag(1 - λ))·x + c + A_H (W·(D ⊙ (A_Hᵀ x A_W))) A_Wᵀ
-    SRF:  A_H (E ⊙ z + O ⊙ z') A_Wᵀ,   z = A_Hᵀ x A_W,   z' = z, cosine and sine exchanged
+    SPF(x) = (1 - λ)·x + A_H (D ⊙ (A_Hᵀ x A_W)) A_Wᵀ
+    SRF(x) = A_H (E ⊙ z + O ⊙ z') A_Wᵀ,   z = A_Hᵀ x A_W,   z' = z, cosine and sine exchanged
 
 The functions are those of the trained modules; the tests compare them.
 """
@@ -29,65 +29,39 @@ from spanet_lightning.backbones.spanetv2 import SpectralRescaling
 from spanet_lightning.errors import invalid
 
 
-class FixedGate(nn.Module):
-    """The SPF and the 1×1 convolution of some channels of the query (arXiv:2308.11568, Eq. 17).
-
-    Args:
-        weight: Weight of the convolution.
-        bias: Its bias.
-        band: The SPF of these channels at this size.
-    """
-
-    def __init__(
-        self, weight: Float[Tensor, "d c 1 1"], bias: Float[Tensor, " d"], band: spectral.LowBand
-    ) -> None:
-        super().__init__()
-        self.direct = _constant(weight * band.high.view(1, -1, 1, 1))
-        self.weight = _constant(weight)
-        self.bias = _constant(bias)
-        self.rows = _constant(band.rows)
-        self.columns = _constant(band.columns)
-        self.deviation = _constant(band.deviation.permute(2, 0, 1))
-
-    def forward(self, q: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """Return what these channels give to the context."""
-        low_BCKL = self.rows.t() @ (q @ self.columns) * self.deviation
-        low_BDKL = F.conv2d(low_BCKL, self.weight)
-        return F.conv2d(q, self.direct, self.bias) + self.rows @ (low_BDKL @ self.columns.t())
-
-
 class FixedGates(nn.Module):
-    """`SpectralGates` at one size.
+    """`SpectralGates` at one size (arXiv:2308.11568, Eq. 17 and 19).
 
     Args:
-        gates: The trained module.
+        gates: The trained module, with a spectral filter.
         height: Rows of the stage, in pixels.
         width: Columns of the stage, in pixels.
     """
 
     def __init__(self, gates: SpectralGates, height: int, width: int) -> None:
         super().__init__()
-        weight, bias = gates.weight, gates.bias
         if gates.radius is None:
             raise ValueError("gates without a filter are convolutions already")
-        groups = [gates.gates] if gates.aggregation == "add" else [(gate,) for gate in gates.gates]
-        biases = [bias.sum(0)] if gates.aggregation == "add" else list(bias)
-        sizes = [sum(gate.channels for gate in group) for group in groups]
-        self.sizes = sizes
-        self.parts = nn.ModuleList(
-            FixedGate(
-                part,
-                one,
-                spectral.low_band(height, width, gates.radius, group, part.dtype, part.device),
-            )
-            for part, one, group in zip(weight.split(sizes, 1), biases, groups, strict=True)
+        kind = (gates.weight.dtype, gates.weight.device)
+        band = spectral.low_band(height, width, gates.radius, gates.gates, *kind)
+        self.rows = _constant(band.rows)
+        self.columns = _constant(band.columns)
+        self.deviation = _constant(band.deviation.permute(2, 0, 1))
+        self.high = _constant(band.high.view(-1, 1, 1))
+        # The sum of what all gates return is one convolution; their product is one each.
+        whole = gates.aggregation == "add"
+        self.sizes = [gates.weight.shape[1]] if whole else [g.channels for g in gates.gates]
+        self.weights = nn.ParameterList(map(_constant, gates.weight.split(self.sizes, 1)))
+        self.biases = nn.ParameterList(
+            map(_constant, [gates.bias.sum(0)] if whole else list(gates.bias))
         )
 
     def forward(self, q: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the context of a query `q`, same shape."""
-        chunks = q.split(self.sizes, 1) if len(self.sizes) > 1 else (q,)
-        contexts = [part(chunk) for part, chunk in zip(self.parts, chunks, strict=True)]
-        return functools.reduce(torch.mul, contexts)
+        low_BCKL = self.rows.t() @ (q @ self.columns) * self.deviation
+        filtered = q * self.high + self.rows @ (low_BCKL @ self.columns.t())
+        chunks = filtered.split(self.sizes, 1) if len(self.sizes) > 1 else [filtered]
+        return functools.reduce(torch.mul, map(F.conv2d, chunks, self.weights, self.biases))
 
 
 class FixedRescaling(nn.Module):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import yaml
 from torch import Tensor
@@ -29,6 +30,7 @@ MODELS: dict[str, tuple[str, str]] = {
 """timm's name → family and variant."""
 
 CONFIG_FILE = "config.yaml"
+_IMAGES = ("image_size", "mean", "std")
 _CLASSIFICATION = "ClassificationTask"
 
 
@@ -42,12 +44,15 @@ class Source:
         arguments: What its class is called with, in values that JSON holds; complete, so that a
             default that changes one day does not change the model.
         weights: Where the weights are from, in words.
+        images: What is known of the images it was trained on: `image_size` in pixels, `mean` and
+            `std` of each channel, of values in [0, 1].
     """
 
     model: Backbone
     family: str
     arguments: Mapping[str, Any]
     weights: str
+    images: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,8 +62,9 @@ class Source:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width, in pixels, that the model was built for."""
-        return image_size("img_size", self.arguments["img_size"])
+        """Height and width, in pixels, of the images it was trained on, or built for."""
+        wanted = self.images.get("image_size") or self.arguments["img_size"]
+        return image_size("image_size", wanted)
 
     def metadata(self) -> dict[str, str]:
         """Return what an exported file says of itself; `from_safetensors` reads it."""
@@ -73,7 +79,7 @@ class Source:
         }
         if "head_layout" in self.arguments:
             found["head_layout"] = str(self.arguments["head_layout"])
-        return found
+        return found | {key: json.dumps(value) for key, value in self.images.items()}
 
 
 def read(
@@ -117,7 +123,8 @@ def read(
     given |= {} if num_classes is None else {"num_classes": num_classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        source = _build(family, given, f"random, seed {seed}" if weights is None else weights)
+        words = f"random, seed {seed}" if weights is None else Path(weights).name
+        source = _build(family, given, words, _published(text))
     if weights is not None:
         report = load_official(source.model, weights)
         if report.missing:
@@ -144,7 +151,7 @@ def from_checkpoint(path: Path) -> Source:
         )
     made_by = content.get("hyper_parameters") or {}
     if "backbone" not in made_by:
-        made_by = _config_beside(path)
+        made_by = _made_by(_config_beside(path))
     task = str(made_by.get("_class_path", "")).rpartition(".")[2]
     backbone = made_by.get("backbone")
     if not isinstance(backbone, Mapping) or not isinstance(backbone.get("class_path"), str):
@@ -172,7 +179,7 @@ def from_checkpoint(path: Path) -> Source:
     arguments = dict(backbone.get("init_args") or {})
     # In a configuration it comes from the data, and so is not among the arguments.
     arguments["num_classes"] = _num_classes(tensors)
-    return _restored(path, family, arguments, tensors, str(path))
+    return _restored(path, family, arguments, tensors, path.name, _images(_config_beside(path)))
 
 
 def from_safetensors(path: Path) -> Source:
@@ -192,7 +199,8 @@ def from_safetensors(path: Path) -> Source:
             f"{name}: does not tell how its model is built; give a model's name and "
             f"--weights {path}"
         )
-    return _restored(path, family, arguments, tensors, metadata.get("weights", str(path)))
+    images = {key: json.loads(metadata[key]) for key in _IMAGES if key in metadata}
+    return _restored(path, family, arguments, tensors, metadata.get("weights", path.name), images)
 
 
 def _restored(
@@ -201,6 +209,7 @@ def _restored(
     arguments: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     weights: str,
+    images: Mapping[str, Any],
 ) -> Source:
     accepted = inspect.signature(FAMILIES[family]).parameters
     unknown = sorted(set(arguments) - set(accepted))
@@ -208,7 +217,7 @@ def _restored(
         raise CheckpointError(
             f"{path}: {family} has no argument {unknown[0]!r} in this version ({__version__})"
         )
-    source = _build(family, arguments, weights)
+    source = _build(family, arguments, weights, images)
     wanted = source.model.state_dict()
     wrong = [
         key
@@ -223,7 +232,9 @@ def _restored(
     return source
 
 
-def _build(family: str, given: Mapping[str, Any], weights: str) -> Source:
+def _build(
+    family: str, given: Mapping[str, Any], weights: str, images: Mapping[str, Any]
+) -> Source:
     cls = FAMILIES[family]
     defaults = {
         name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
@@ -231,7 +242,7 @@ def _build(family: str, given: Mapping[str, Any], weights: str) -> Source:
     # However it was computed in training, the function is the same.
     arguments = {**defaults, **given, "spectral_impl": "auto"}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
-    return Source(cls(**plain).eval(), family, plain, weights)
+    return Source(cls(**plain).eval(), family, plain, weights, images)
 
 
 def _num_classes(tensors: Mapping[str, Tensor]) -> int:
@@ -242,14 +253,39 @@ def _num_classes(tensors: Mapping[str, Tensor]) -> int:
     return 0
 
 
+def _published(name: str) -> dict[str, Any]:
+    """Return mean and standard deviation that the published weights of a variant expect."""
+    cfg = timm.get_pretrained_cfg(name)
+    return {} if cfg is None else {"mean": list(cfg.mean), "std": list(cfg.std)}
+
+
 def _config_beside(path: Path) -> dict[str, Any]:
-    """Return task and backbone of the run's configuration, as a checkpoint holds them."""
+    """Return the configuration of the run that a checkpoint is in the folder of."""
     file = path.parent / CONFIG_FILE
     if not file.is_file():
         return {}
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        model = config["model"]
-        return {"_class_path": model["class_path"], "backbone": model["init_args"]["backbone"]}
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
-        raise CheckpointError(f"{file}: is not the configuration of a run") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: is not the configuration of a run")
+    return config
+
+
+def _made_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's task and backbone, as a checkpoint holds them."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("init_args"), Mapping):
+        return {}
+    arguments = model["init_args"]
+    return {"_class_path": model.get("class_path"), "backbone": arguments.get("backbone")}
+
+
+def _images(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration tells of the images."""
+    data = config.get("data")
+    arguments = data.get("init_args") if isinstance(data, Mapping) else None
+    if not isinstance(arguments, Mapping):
+        return {}
+    return {key: arguments[key] for key in _IMAGES if arguments.get(key) is not None}
