@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
+from spanet_lightning.tracking.models import ModelArtifacts
 from spanet_lightning.tracking.options import TrackingOptions
 from spanet_lightning.tracking.pictures import picture_callbacks
 from spanet_lightning.tracking.telemetry import Telemetry
@@ -75,5 +76,7 @@ def tracked(
     """
     if saver is None:
         return []
-    telemetry = Telemetry(throughput, options.grad_norm, options.system_metrics)
-    return [telemetry, *picture_callbacks(options, model)]
+    found: list[Callback] = [Telemetry(throughput, options.grad_norm, options.system_metrics)]
+    if options.checkpoints != "none" or options.register is not None:
+        found.append(ModelArtifacts(options.checkpoints, options.register))
+    return [*found, *picture_callbacks(options, model)]

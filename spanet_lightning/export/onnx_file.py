@@ -52,8 +52,11 @@ class Written:
     nodes: int
 
 
-def require_packages() -> None:
+def require_packages(key: str = "--format") -> None:
     """Find the packages that ONNX needs before anything is done.
+
+    Args:
+        key: Option or key that asks for them, for the error.
 
     Raises:
         ConfigError: If one is not installed.
@@ -63,7 +66,7 @@ def require_packages() -> None:
             importlib.import_module(name)
         except ImportError:
             raise ConfigError(
-                f"--format: onnx and pyfunc need the package {name}, which is not installed: "
+                f"{key}: an ONNX file needs the package {name}, which is not installed: "
                 "pip install 'spanet-lightning[export]'"
             ) from None
 

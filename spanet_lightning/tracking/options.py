@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from spanet_lightning.errors import invalid
+from spanet_lightning.errors import invalid, invalid_choice
+
+CheckpointPolicy = Literal["none", "best", "last"]
 
 
 @dataclass(frozen=True)
@@ -17,21 +20,34 @@ class TrackingOptions:
         predictions: Images in each picture of best and worst predictions.
         grad_norm: Whether to record the norm of the gradients, every `trainer.log_every_n_steps`.
         system_metrics: Whether to record the load of the machine as well, as often.
+        checkpoints: Checkpoint to record among the artifacts once training has ended: "best",
+            "last" or "none". One takes three times the weights (AdamW's state is in it), and the
+            folder of the run has it anyway.
+        register: Registered model in MLflow that the best checkpoint becomes the next version of,
+            exported as `spanet export --format pyfunc` does; null registers none.
 
     Raises:
-        ConfigError: If a number is negative.
+        ConfigError: If a value is out of its range.
     """
 
     pictures_every: int = 10
     predictions: int = 12
     grad_norm: bool = True
     system_metrics: bool = False
+    checkpoints: CheckpointPolicy = "none"
+    register: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the values."""
         for key, number, least in (
             ("pictures_every", self.pictures_every, 0),
             ("predictions", self.predictions, 1),
         ):
             if number < least:
                 raise invalid(f"tracking.{key}", number, f"at least {least}")
+        if self.checkpoints not in get_args(CheckpointPolicy):
+            raise invalid_choice(
+                "tracking.checkpoints", self.checkpoints, get_args(CheckpointPolicy)
+            )
+        if self.register is not None and (not self.register or set(self.register) & set("/:")):
+            raise invalid("tracking.register", self.register, "a name without '/' and ':', or null")
