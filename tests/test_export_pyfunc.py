@@ -191,11 +191,11 @@ def test_registry_that_fails_costs_a_line_and_not_the_run(how, monkeypatch, caps
 
     monkeypatch.setattr(pyfunc, "save", lambda *_, **__: None)
     monkeypatch.setattr(pyfunc, "store", store)
-    monkeypatch.setattr(models.bounded, "__defaults__", (0.2,))
+    monkeypatch.setattr(models, "_SECONDS", 0.2)
     experiment = cli.run(["fit", *SHORT, "--tracking.register=digits"])
     run_id = experiment.trainer.logger.run_id
     said = capsys.readouterr().err
-    reason = "no such registry" if how == "refuses" else "no answer within 0 s"
+    reason = "no such registry" if how == "refuses" else "no answer within 0.2 s"
     assert f"the model was not registered ({reason}). Later: spanet export " in said
     assert f"best.ckpt --format pyfunc --output runs/digits-spanetv2/model" in said
     assert f"--run {run_id} --register digits" in said

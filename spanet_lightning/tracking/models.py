@@ -113,7 +113,7 @@ def _register(
         pyfunc.save(source, folder, size or source.size)
         problem = "the store does not answer"
         if run_id and logger.flush():
-            problem = bounded(
+            problem = _bounded(
                 lambda: say(
                     "the model is registered as "
                     + pyfunc.store(folder, run_id, logger.tracking_uri, name)
@@ -129,17 +129,9 @@ def _register(
         )
 
 
-def bounded(function: Callable[[], None], seconds: float = _SECONDS) -> str:
-    """Call a function, and leave it alone where it takes too long.
-
-    Args:
-        function: What is called, in a thread.
-        seconds: How long it is waited for.
-
-    Returns:
-        What went wrong; empty if nothing did.
-    """
-    found = [f"no answer within {seconds:.0f} s"]
+def _bounded(function: Callable[[], None]) -> str:
+    """Call a function, and leave it alone where it takes too long; return what went wrong."""
+    found = [f"no answer within {_SECONDS:g} s"]
 
     def call() -> None:
         try:
@@ -151,5 +143,5 @@ def bounded(function: Callable[[], None], seconds: float = _SECONDS) -> str:
     # A daemon: the process may end while it still waits.
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(_SECONDS)
     return found[0]

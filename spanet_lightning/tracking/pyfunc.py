@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import tempfile
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,8 @@ def _quiet() -> Any:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own type hints, when it is imported
+            yield
     finally:
         logger.setLevel(before)
