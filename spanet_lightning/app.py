@@ -33,7 +33,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "models": Command("models", "list the variants: parameters, MACs, published figures"),
     "convert": Command("convert", "turn an official checkpoint into safetensors"),
-    "export": Command("export", "write a classifier as ONNX, safetensors or an MLflow model, checked"),
+    "export": Command("export", "write a classifier as ONNX, safetensors or MLflow model, checked"),
     "bench": Command("bench", "measure time and memory: models, mixers, loaders, resolution"),
     "data": Command("data", "check a data set: all of its faults at once, each with its file"),
     "sweep": Command("sweep", "run ablations and searches: studies that a YAML defines"),

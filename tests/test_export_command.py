@@ -1,6 +1,4 @@
-"""If one of these fails, `spanet export` refuses what it should take, takes what it should refuse,
-or leaves something behind that it should not.
-"""
+"""If one of these fails, `spanet export` takes, refuses or leaves behind what it should not."""
 
 from __future__ import annotations
 
@@ -19,6 +17,8 @@ from spanet_lightning import SPANetV2, app, cli, export
 from tests.helpers import CONFIGS, UNTRACKED, files, refused
 from tests.test_export import check_graph
 
+ONNX = ("test_spanet", "--format", "onnx", "--output", "x.onnx")
+PYFUNC = ("test_spanet", "--format", "pyfunc", "--output")
 SAFE = ("--format", "safetensors", "--output", "model.safetensors")
 
 
@@ -159,18 +159,15 @@ def test_checkpoint_that_could_run_code_is_refused(capsys):
         (("test_spanet", "--format", "onnx", "--output", "x.pt"), "a name that ends in .onnx"),
         (("test_spanet", "--format", "onnx", "--output", "no/x.onnx"), "there is no folder no"),
         (("test_spanet", "--format", "onnx", "--output", "old.onnx"), "--overwrite replaces it"),
-        (("test_spanet", "--format", "pyfunc", "--output", "full", "--overwrite"), "an MLflow model"),
-        ((*("test_spanet", "--format", "onnx", "--output", "x.onnx"), "--size", "16"), "'16', exp"),
-        ((*("test_spanet", "--format", "onnx", "--output", "x.onnx"), "--size", "a"), "HEIGHTxWIDTH"),
-        ((*("test_spanet", "--format", "onnx", "--output", "x.onnx"), "--opset", "9"), "at least 18"),
-        ((*("test_spanet", "--format", "onnx", "--output", "x.onnx"), "--batch", "0"), "at least 1"),
-        ((*("test_spanet", *SAFE), "--num-classes", "0"), "--num-classes: got 0"),
-        ((*("test_spanet", *SAFE), "--weights", "none.pth"), "no such checkpoint file"),
-        ((*("test_spanet", *SAFE), "--run", "abc"), "--format pyfunc with it"),
-        (
-            ("test_spanet", "--format", "pyfunc", "--output", "m", "--register", "x"),
-            "--run RUN_ID with it",
-        ),
+        ((*PYFUNC, "full", "--overwrite"), "an MLflow model"),
+        ((*ONNX, "--size", "16"), "'16', exp"),
+        ((*ONNX, "--size", "a"), "HEIGHTxWIDTH"),
+        ((*ONNX, "--opset", "9"), "at least 18"),
+        ((*ONNX, "--batch", "0"), "at least 1"),
+        (("test_spanet", *SAFE, "--num-classes", "0"), "--num-classes: got 0"),
+        (("test_spanet", *SAFE, "--weights", "none.pth"), "no such checkpoint file"),
+        (("test_spanet", *SAFE, "--run", "abc"), "--format pyfunc with it"),
+        ((*PYFUNC, "m", "--register", "x"), "--run RUN_ID with it"),
     ],
 )
 def test_mistake_is_one_line_and_leaves_nothing(args, words, capsys):

@@ -1,6 +1,4 @@
-"""If one of these fails, the model that MLflow serves is not the one that was trained, needs more
-than MLflow and onnxruntime, or a run's checkpoint is not where the tracker says.
-"""
+"""If one of these fails, what MLflow serves or stores of a run is not what was trained."""
 
 from __future__ import annotations
 
@@ -197,7 +195,7 @@ def test_registry_that_fails_costs_a_line_and_not_the_run(how, monkeypatch, caps
     said = capsys.readouterr().err
     reason = "no such registry" if how == "refuses" else "no answer within 0.2 s"
     assert f"the model was not registered ({reason}). Later: spanet export " in said
-    assert f"best.ckpt --format pyfunc --output runs/digits-spanetv2/model" in said
+    assert "best.ckpt --format pyfunc --output runs/digits-spanetv2/model" in said
     assert f"--run {run_id} --register digits" in said
     run = tracking.connect(tracking.DEFAULT_URI).get_run(run_id)
     assert run.info.status == "FINISHED"

@@ -178,7 +178,7 @@ def _translate(
     # A batch of 1 in a graph for any would be taken for a constant.
     images = torch.zeros(2 if batch is None else batch, in_chans, *size)
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
-    for name in ("onnxscript", "onnx_ir", "torch.onnx"):  # their steps are none of a user's business
+    for name in ("onnxscript", "onnx_ir", "torch.onnx"):  # each step, and what it thinks of it
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and onnxscript's, about themselves

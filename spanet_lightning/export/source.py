@@ -15,9 +15,8 @@ import yaml
 from torch import Tensor
 
 from spanet_lightning._version import __version__
-from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
+from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official, spanet, spanetv2
 from spanet_lightning.backbones import official_files as files
-from spanet_lightning.backbones import spanet, spanetv2
 from spanet_lightning.backbones.official import FORMAT
 from spanet_lightning.backbones.validate import image_size
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
@@ -56,7 +55,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """timm's name of the variant that the model is of, or began as."""
+        """Name under which timm knows the variant that the model is of, or began as."""
         module = spanet if self.family == "SPANet" else spanetv2
         return module.timm_name(str(self.arguments["variant"]))
 

@@ -123,10 +123,16 @@ def _register(
         problem = str(error)
     if problem:
         say(
-            f"the model was not registered ({problem}). Later: spanet export {checkpoint} "
-            f"--format pyfunc --output {folder} --overwrite --run {run_id or 'RUN_ID'} "
+            f"the model was not registered ({problem}). Later: spanet export {_short(checkpoint)} "
+            f"--format pyfunc --output {_short(folder)} --overwrite --run {run_id or 'RUN_ID'} "
             f"--register {name}"
         )
+
+
+def _short(path: Path) -> Path:
+    """Return a path as seen from the working directory, where it is below it."""
+    here = Path.cwd().resolve()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _bounded(function: Callable[[], None]) -> str:

@@ -21,8 +21,14 @@ import numpy as np
 import torch
 
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.export.onnx_file import OPSET, OUTPUT, TOLERANCE, ExportError, Written
-from spanet_lightning.export.onnx_file import to_onnx
+from spanet_lightning.export.onnx_file import (
+    OPSET,
+    OUTPUT,
+    TOLERANCE,
+    ExportError,
+    Written,
+    to_onnx,
+)
 from spanet_lightning.export.source import Source
 from spanet_lightning.tracking.addresses import complete, redact
 from spanet_lightning.tracking.store import connect
@@ -172,9 +178,8 @@ def store(folder: str | Path, run_id: str, tracking_uri: str, register: str | No
         return registered(client, register, f"{run.info.artifact_uri}/{name}", run_id)
     except MlflowException as error:
         reason = redact(" ".join(str(error).split()), tracking_uri)[:300]
-        raise ConfigError(f"--run: got {run_id!r}, where the model can't be stored: {reason}") from (
-            None
-        )
+        problem = f"--run: got {run_id!r}, where the model can't be stored: {reason}"
+        raise ConfigError(problem) from None
 
 
 def registered(client: Any, name: str, source: str, run_id: str) -> str:
