@@ -156,7 +156,7 @@ def test_onnx_agrees_with_pytorch_for_every_knob(cls, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(224, 224), (160, 192)], ids=["224", "160x192"])
 @pytest.mark.parametrize("name", ["spanet_s", "spanetv2_s18_pure", "spanetv2_s18_hybrid"])
-def test_published_models_agree_as_onnx_and_as_mlflow_loads_them(name, size):
+def test_published_models_agree_as_onnx_and_as_mlflow_loads_them(name, size, record_property):
     from spanet_lightning.tracking import pyfunc
 
     source = export.read(name)
@@ -164,6 +164,9 @@ def test_published_models_agree_as_onnx_and_as_mlflow_loads_them(name, size):
     written = pyfunc.save(source, "model", size)
     import mlflow.pyfunc  # not before: it warns of itself
 
+    for figure in ("difference", "largest", "nodes"):  # those of docs/export.md: --junitxml
+        record_property(figure, getattr(written, figure))
+    record_property("megabytes", Path("model/model.onnx").stat().st_size / 1e6)
     assert written.difference < 1e-4
     check_graph("model/model.onnx")
     images = torch.randn(2, 3, *size)
