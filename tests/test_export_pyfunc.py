@@ -180,20 +180,28 @@ def test_model_of_a_run_is_registered_at_its_end(saved, monkeypatch, capsys):
     assert artifacts(run_id, "model") == {"model/MLmodel"}
 
 
-@pytest.mark.parametrize("how", ["refuses", "hangs"])
+@pytest.mark.parametrize("how", ["refuses", "hangs", "breaks"])
 def test_registry_that_fails_costs_a_line_and_not_the_run(how, monkeypatch, capsys):
     def store(*_):
         if how == "hangs":
             time.sleep(60)
         raise ConfigError("no such registry")
 
-    monkeypatch.setattr(pyfunc, "save", lambda *_, **__: None)
+    def save(*_, **__):
+        if how == "breaks":
+            raise RuntimeError("a bug of the exporter's")
+
+    monkeypatch.setattr(pyfunc, "save", save)
     monkeypatch.setattr(pyfunc, "store", store)
     monkeypatch.setattr(models, "_SECONDS", 0.2)
     experiment = cli.run(["fit", *SHORT, "--tracking.register=digits"])
     run_id = experiment.trainer.logger.run_id
     said = capsys.readouterr().err
-    reason = "no such registry" if how == "refuses" else "no answer within 0.2 s"
+    reason = {
+        "refuses": "no such registry",
+        "hangs": "no answer within 0.2 s",
+        "breaks": "a bug of the exporter's",
+    }[how]
     assert f"the model was not registered ({reason}). Later: spanet export " in said
     assert "best.ckpt --format pyfunc --output runs/digits-spanetv2/model" in said
     assert f"--run {run_id} --register digits" in said

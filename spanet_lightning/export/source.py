@@ -191,6 +191,7 @@ def from_safetensors(path: Path) -> Source:
     family = metadata.get("family", "")
     try:
         arguments = json.loads(metadata.get("arguments", ""))
+        images = {key: json.loads(metadata[key]) for key in _IMAGES if key in metadata}
     except ValueError:
         arguments = None
     if family not in FAMILIES or not isinstance(arguments, dict):
@@ -198,7 +199,6 @@ def from_safetensors(path: Path) -> Source:
             f"{name}: does not tell how its model is built; give a model's name and "
             f"--weights {path}"
         )
-    images = {key: json.loads(metadata[key]) for key in _IMAGES if key in metadata}
     return _restored(path, family, arguments, tensors, metadata.get("weights", path.name), images)
 
 

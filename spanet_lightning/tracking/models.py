@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from spanet_lightning.errors import SpanetError, invalid
+from spanet_lightning.errors import invalid
 from spanet_lightning.tracking.logger import MLflowLogger
 from spanet_lightning.tracking.options import CheckpointPolicy
 from spanet_lightning.tracking.watch import say
@@ -119,14 +119,18 @@ def _register(
                     + pyfunc.store(folder, run_id, logger.tracking_uri, name)
                 )
             )
-    except SpanetError as error:
-        problem = str(error)
+    except Exception as error:  # the run is over, and its weights are saved
+        problem = _reason(error)
     if problem:
         say(
             f"the model was not registered ({problem}). Later: spanet export {_short(checkpoint)} "
             f"--format pyfunc --output {_short(folder)} --overwrite --run {run_id or 'RUN_ID'} "
             f"--register {name}"
         )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _short(path: Path) -> Path:
@@ -143,8 +147,8 @@ def _bounded(function: Callable[[], None]) -> str:
         try:
             function()
             found[0] = ""
-        except Exception as error:  # the run is over and its weights are saved
-            found[0] = " ".join(str(error).split())[:300] or type(error).__name__
+        except Exception as error:  # as above
+            found[0] = _reason(error)
 
     # A daemon: the process may end while it still waits.
     thread = threading.Thread(target=call, daemon=True)
