@@ -37,6 +37,7 @@ COMMANDS = {
     "data": Command("data", "check a data set: all of its faults at once, each with its file"),
     "sweep": Command("sweep", "run ablations and searches: studies that a YAML defines"),
     "report": Command("report", "what came out of a study: tables, figures, statistics"),
+    "analyze": Command("analyze", "see what a model does to frequencies: spectra, filters, biases"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
 }
 
