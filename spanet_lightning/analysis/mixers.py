@@ -99,7 +99,7 @@ Measured = tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]
 def mixer_responses(
     subject: Subject,
     images: Float[Tensor, "b 3 h w"],
-    modes: int = 96,
+    modes: int = 48,
     seed: int = 0,
     how: Literal["auto", "jacobian"] = "auto",
 ) -> list[MixerResponse]:

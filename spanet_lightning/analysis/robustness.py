@@ -1,9 +1,10 @@
-"""Accuracy on images of which only low, or only high, frequencies are left, or with noise in a band.
+"""Accuracy on images with only low, or only high, frequencies left, or with noise in a band.
 
-After Park and Kim (ICLR 2022, arXiv:2202.06709). Frequencies are in cycles per image side; a circle
-of radius r keeps, or cuts, each channel's spectrum. High-pass filtering leaves the mean as it is, so
-that what is measured is the loss of low frequencies, not of brightness. Noise is white, filtered to
-a ring and scaled to one standard deviation, whatever the ring. Nothing is clipped to [0, 1].
+After Park and Kim (ICLR 2022, arXiv:2202.06709). Frequencies are in cycles per image side; a
+circle of radius r keeps, or cuts, each channel's spectrum. High-pass filtering leaves the mean as
+it is, so that what is measured is the loss of low frequencies, not of brightness. Noise is white,
+filtered to a ring and scaled to one standard deviation, whatever the ring. Nothing is clipped to
+[0, 1].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decisions of a model about cue-conflict stimuli.
 
-The model's 1,000 ImageNet probabilities become 16: the mean, not the sum, over each class's ImageNet
-indices (the aggregation of Geirhos et al.'s toolbox). The largest is the decision.
+The model's 1,000 ImageNet probabilities become 16: the mean, not the sum, over each class's
+ImageNet indices (the aggregation of Geirhos et al.'s toolbox). The largest is the decision.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def class_probabilities(logits: Float[Tensor, "b k"], indices: Indices) -> Float
 
 
 def find_stimuli(folder: str | Path) -> list[tuple[Path, Stimulus]]:
-    """List the stimuli of a folder, in the order of their names, and those left out are an error.
+    """List the stimuli of a folder, in the order of their names.
 
     Raises:
         DataError: If there is none, or an image that is no stimulus.

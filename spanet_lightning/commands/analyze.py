@@ -1,6 +1,6 @@
 """See what a model does to frequencies: figures, the numbers in them, and how to draw them again.
 
-  response     what convolutions and attention do to the frequencies of their graph; a model's mixers
+  response     graph frequency response of convolutions and attention, or of a model's own mixers
   spectrum     log-amplitude of feature maps by block, and their two-dimensional spectra
   filters      SRF gates and SPF masks, their balance of low and high, context maps
   shape-bias   decisions on cue-conflict images: from CSV files, or of models on stimuli
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--claims", action="store_true", help=text)
     text = "one such choice, such as boundary=torus; see docs/analysis.md"
     one.add_argument("--choose", action="append", default=[], metavar="KEY=VALUE", help=text)
-    one.add_argument("--modes", type=int, default=96, help="of a grid, of models (default: 96)")
+    one.add_argument("--modes", type=int, default=48, help="of a grid, of models (default: 48)")
     text = "linearise attention too, instead of taking its weights as they are"
     one.add_argument("--jacobian", action="store_true", help=text)
 
@@ -146,7 +146,14 @@ def _response(args: argparse.Namespace) -> list[Path]:
     found = random_mixers.draw_responses(kernels, args.side, args.draws, choices, args.seed)
     title = f"Graph frequency response, {args.side}×{args.side} tokens, {args.draws} random draws"
     data = drawing.data(found, choices, title)
-    _show("response", data.table)
+    keys = {
+        "mixer": "mixer",
+        "cut-off, half power": "cut_off_half_power_median",
+        "cut-off, -3 dB": "cut_off_minus_3_db_median",
+        "high / low energy": "high_over_low_median",
+    }
+    rows = [{name: row[key] for name, key in keys.items()} for row in data.table]
+    _show(f"medians over {args.draws} draws", rows)
     written = save(folder, "response", data)
     few = min(args.draws, 8)
     names = [one.name for one in found]

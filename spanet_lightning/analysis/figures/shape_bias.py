@@ -45,6 +45,8 @@ def as_row(one: ShapeBias) -> dict[str, Any]:
 
 def draw(found: FigureData) -> Any:
     """Draw the per-class plot."""
+    from matplotlib.lines import Line2D
+
     names, classes = found.meta["names"], found.meta["classes"]
     by_class, values = found.arrays["classes"], found.arrays["values"]
     figure = style.new(6.6, 5.2)
@@ -63,6 +65,8 @@ def draw(found: FigureData) -> Any:
     axes.set_xticks(np.linspace(0, 1, 6), [f"{v:.1f}" for v in np.linspace(0, 1, 6)])
     axes.set_xlabel("share of texture decisions (← shape; texture →)")
     axes.set_ylabel("class of the shape")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", title="shape bias")
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [Line2D([], [], **style.line(i)) for i in range(len(handles))]
+    figure.legend(lines, labels, loc="outside right upper", title="shape bias", handlelength=3.5)
     figure.suptitle(found.meta["title"], fontsize=10)
     return figure

@@ -53,17 +53,27 @@ def data(found: Sequence[ModelSpectrum], *, radial: bool, title: str) -> FigureD
 
 
 def maps_data(found: Sequence[ModelSpectrum], title: str) -> FigureData:
-    """Return the figure of log-amplitudes in two dimensions: the last map of each stage."""
+    """Return the figure of log-amplitudes in two dimensions.
+
+    Of each stage the last map; of a model of one stage four maps, evenly spread.
+    """
     arrays, entries = {}, []
     for m, model in enumerate(found):
-        last: dict[int, MapSpectrum] = {}
-        for one in model.drawn():
-            last[one.tap.stage] = one
-        for stage, one in last.items():
-            arrays[f"{m}.{stage}"] = one.log_amplitude
-        named = {str(stage): one.tap.name for stage, one in last.items()}
-        entries.append({"label": model.label, "stages": named})
+        panels = []
+        for i, one in enumerate(_shown(model)):
+            arrays[f"{m}.{i}"] = one.log_amplitude
+            size = "×".join(map(str, one.log_amplitude.shape))
+            panels.append(f"stage {one.tap.stage}, block {one.tap.block}, {size}")
+        entries.append({"label": model.label, "panels": panels})
     return FigureData("spectrum_maps", {"title": title, "models": entries}, arrays)
+
+
+def _shown(model: ModelSpectrum) -> list[MapSpectrum]:
+    drawn = model.drawn()
+    last = {one.tap.stage: one for one in drawn}
+    if len(last) > 1 or len(drawn) < 4:
+        return list(last.values())
+    return [drawn[round((i + 1) * len(drawn) / 4) - 1] for i in range(4)]
 
 
 def draw(found: FigureData) -> Any:
@@ -112,20 +122,20 @@ def _draw_curves(found: FigureData) -> Any:
 
 def _draw_maps(found: FigureData) -> Any:
     models = found.meta["models"]
-    columns = max(len(model["stages"]) for model in models)
+    columns = max(len(model["panels"]) for model in models)
     figure = style.new(1.75 * columns + 0.9, 1.85 * len(models) + 0.4)
     grid = figure.subplots(len(models), columns, squeeze=False)
     image = None
     for m, model in enumerate(models):
         for axes in grid[m]:
             axes.set_visible(False)
-        for axes, stage in zip(grid[m], model["stages"], strict=False):
+        for i, (axes, name) in enumerate(zip(grid[m], model["panels"], strict=False)):
             axes.set_visible(True)
-            values = found.arrays[f"{m}.{stage}"]
+            values = found.arrays[f"{m}.{i}"]
             height, width = values.shape
             # The lone frequency -n/2 of an even side is drawn once, at the top and left.
             values = values - values[height // 2, width // 2]
-            image = style.field(axes, values, f"stage {stage}, {height}×{width}", vmin=-5, vmax=0)
+            image = style.field(axes, values, name, vmin=-5, vmax=0)
         grid[m][0].set_ylabel(style.short(model["label"], 22), fontsize=8)
     figure.colorbar(image, ax=grid, label="log amplitude less that at 0", shrink=0.8, extend="both")
     figure.suptitle(found.meta["title"], fontsize=10)
