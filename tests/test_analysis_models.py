@@ -39,7 +39,7 @@ def test_a_runs_checkpoint_knows_its_model(tmp_path):
 
 def test_weights_after_an_at_sign(tmp_path):
     _checkpoint(tmp_path / "best.ckpt")
-    with pytest.raises(CheckpointError, match=r"does not fit the model: .* 'head"):
+    with pytest.raises(CheckpointError, match=r"do not fit the model: .*best.ckpt alone"):
         models.subject(f"test_spanetv2@{tmp_path / 'best.ckpt'}")  # 1,000 classes, not 5
     plain = models.subject("test_spanetv2")
     torch.save(plain.model.state_dict(), tmp_path / "plain.pth")
@@ -141,8 +141,6 @@ def test_grad_cam_of_a_linear_classifier_is_its_weighted_sum():
     np.testing.assert_allclose(found.heat, cam.finish(field, (32, 32)).numpy(), atol=1e-4)
     with pytest.raises(ConfigError, match="--target: got 3, expected a class from 0 to 2"):
         cam.class_map(one, image, "grad", target=3)
-    with pytest.raises(ConfigError, match="--method"):
-        cam.class_map(one, image, "layer")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["score", "grad"])
@@ -159,7 +157,7 @@ def test_maps_of_models_of_both_layouts(name, size, method):
 
 
 def _cosine(side: int, v: int) -> torch.Tensor:
-    x = torch.cos(2 * math.pi * v * torch.arange(side) / side).double()
+    x = torch.cos(2 * math.pi * v * torch.arange(side, dtype=torch.float64) / side)
     return (0.5 + 0.25 * x).expand(1, 3, side, side)
 
 
@@ -207,7 +205,6 @@ def test_accuracy_falls_where_what_is_seen_is_filtered_out():
     for arguments, told in (
         ({"radii": (8, 2)}, "--radii"),
         ({"noise": 0}, "--noise"),
-        ({"corruptions": ("blur",)}, "--corruptions"),
     ):
         with pytest.raises(ConfigError, match=told):
             robustness.robustness(one, [(image, labels)], **arguments)

@@ -180,10 +180,7 @@ def window_spectrum(
         # Every token has the same degree d: taking I from A takes 1 from its eigenvalues, d·smooth.
         rows, columns = (line_adjacency(n, window, boundary)[0].sum() for n in (height, width))
         degree = rows * columns
-        if degree > 1:
-            smooth = (degree * smooth - 1) / (degree - 1)
-        else:
-            smooth = np.zeros_like(smooth)
+        smooth = (degree * smooth - 1) / (degree - 1) if degree > 1 else np.zeros_like(smooth)
     return _sorted(1 - smooth, np.kron(row_modes, column_modes))
 
 

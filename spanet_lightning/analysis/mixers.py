@@ -14,6 +14,7 @@ Over channels (and heads) the root mean square is taken, which is also what rand
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -317,7 +318,9 @@ def _jacobian(
         chunk = max(1, _CHUNK_VALUES // tangents[0].numel())
         for part, field in zip(tangents.split(chunk), at.fields.split(chunk), strict=True):
             point = one.expand(len(part), *one.shape).contiguous()
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                # Forward rules that torch itself still writes in TorchScript.
+                warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
                 _, moved = torch.func.jvp(function, (point,), (_like(part, x, grid),))
             moved = taps.as_grid(model, moved, image)
             stays = (moved * field[:, None]).sum((2, 3)).square().sum(1)

@@ -138,12 +138,13 @@ def _subject(label: str, model: nn.Module, trained: bool, built_for: int | None 
 
 def _load(model: nn.Module, file: Path, text: str) -> None:
     """Fill a model with the weights of a file, all of them."""
-    name, tensors, _ = read(file)
+    _, tensors, _ = read(file)
     own = _of_backbone(tensors)
     if isinstance(model, Backbone) and own is None:
         load_official(model, file)
         return
-    _strict(model, own if own is not None else tensors, f"MODEL {text}: {name}")
+    hint = "" if own is None else f"; {file} alone, without a name, brings its own model"
+    _strict(model, own if own is not None else tensors, f"MODEL {text}:", hint)
 
 
 def _of_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -153,14 +154,14 @@ def _of_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     return own or None
 
 
-def _strict(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def _strict(model: nn.Module, tensors: Mapping[str, Tensor], where: str, hint: str = "") -> None:
     wanted = model.state_dict()
     wrong = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
     wrong += [k for k in tensors if k not in wanted]
     if wrong:
         raise CheckpointError(
-            f"{where} does not fit the model: {len(wrong)} tensors are missing, too many or of "
-            f"another shape, such as {wrong[0]!r}"
+            f"{where} the weights do not fit the model: {len(wrong)} tensors are missing, too many "
+            f"or of another shape, such as {wrong[0]!r}{hint}"
         )
     model.load_state_dict(dict(tensors))
 

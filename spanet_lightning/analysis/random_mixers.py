@@ -8,6 +8,7 @@ whether the cut-off of k = 3, 7, 11, 15 does increase towards attention's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -212,7 +213,7 @@ def claim(label: str, changes: dict[str, Any], found: Sequence[Response]) -> Cla
     cuts = [float(np.median(one.cut_offs(HALF_POWER, **rule))) for one in found]
     cuts_3db = [float(np.median(one.cut_offs(MINUS_3_DB, **rule))) for one in found]
     ratios = [float(np.median(one.high_over_low())) for one in found]
-    increasing = all(a < b for a, b in zip(cuts[:-2], cuts[1:-1], strict=True))
+    increasing = all(a < b for a, b in itertools.pairwise(cuts[:-1]))
     reached = cuts[-1] + 1e-9
     return Claim(
         label,
