@@ -44,7 +44,7 @@ class ClassMap:
 def class_map(
     subject: Subject,
     image: Float[Tensor, "1 3 h w"],
-    method: Method = "score",
+    method: str = "score",
     target: int | None = None,
     batch: int = 32,
     channels: int | None = None,

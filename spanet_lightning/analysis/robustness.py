@@ -41,7 +41,7 @@ class Robustness:
     """
 
     model: str
-    corruption: Corruption
+    corruption: str
     radii: tuple[float, ...]
     accuracy: tuple[float, ...]
     clean: float
@@ -56,9 +56,7 @@ def radius_of(height: int, width: int) -> Float[Tensor, "h f"]:
     return torch.hypot(u[:, None] * min(height, width) / height, v * min(height, width) / width)
 
 
-def passed(
-    images: Float[Tensor, "b c h w"], radius: float, kind: Literal["low", "high"]
-) -> Float[Tensor, "b c h w"]:
+def passed(images: Float[Tensor, "b c h w"], radius: float, kind: str) -> Float[Tensor, "b c h w"]:
     """Return images with frequencies up to a radius ("low"), or beyond it and the mean ("high")."""
     height, width = images.shape[-2:]
     distance = radius_of(height, width)
@@ -100,7 +98,7 @@ Batch = tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"] | None]
 def robustness(
     subject: Subject,
     batches: Iterable[Batch],
-    corruptions: Sequence[Corruption] = ("low", "high", "noise"),
+    corruptions: Sequence[str] = ("low", "high", "noise"),
     radii: Sequence[float] = (2, 4, 8, 16, 32, 64),
     noise: float = 0.1,
     seed: int = 0,
@@ -165,7 +163,7 @@ def robustness(
 
 
 def _corrupted(
-    images: Tensor, kind: Corruption, radius: float, noise: float, rng: torch.Generator
+    images: Tensor, kind: str, radius: float, noise: float, rng: torch.Generator
 ) -> Tensor:
     if kind == "noise":
         # A fifth of the way to the next band on both sides, one cycle at least.
