@@ -154,7 +154,9 @@ def filters(args: argparse.Namespace) -> list[Path]:
     for i, (one, found) in enumerate(zip(subjects, measured, strict=True)):
         part = folder if len(subjects) == 1 else folder / f"{i + 1}-{_file_name(one.label)}"
         data = drawing.data(found, f"Spectral filters of {one.label}")
-        _show(f"{one.label}: balance of the last block of each stage", _last(data.table))
+        keys = ("stage", "head", "filter", "grid", "gain_at_0", "gain_low", "gain_high", "low_share")
+        rows = [{key: row[key] for key in keys} for row in _last(data.table)]
+        _show(f"{one.label}: balance of the last block of each stage", rows)
         written += save(part, "gates", data)
         title = f"Gain by radius, {one.label}"
         written += save(part, "profiles", drawing.profiles_data(found, title))
