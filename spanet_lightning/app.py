@@ -41,6 +41,7 @@ COMMANDS = {
     "ui": Command("ui", "the dashboards: MLflow, and Optuna with --optuna"),
     "report": Command("report", "what came out of a study: tables, figures, statistics"),
     "track": Command("track", "what was logged while the tracker was away: list it, send it"),
+    "analyze": Command("analyze", "see what a model does to frequencies: spectra, filters, biases"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
 }
 
