@@ -154,7 +154,16 @@ def filters(args: argparse.Namespace) -> list[Path]:
     for i, (one, found) in enumerate(zip(subjects, measured, strict=True)):
         part = folder if len(subjects) == 1 else folder / f"{i + 1}-{_file_name(one.label)}"
         data = drawing.data(found, f"Spectral filters of {one.label}")
-        keys = ("stage", "head", "filter", "grid", "gain_at_0", "gain_low", "gain_high", "low_share")
+        keys = (
+            "stage",
+            "head",
+            "filter",
+            "grid",
+            "gain_at_0",
+            "gain_low",
+            "gain_high",
+            "low_share",
+        )
         rows = [{key: row[key] for key in keys} for row in _last(data.table)]
         _show(f"{one.label}: balance of the last block of each stage", rows)
         written += save(part, "gates", data)
