@@ -50,9 +50,10 @@ def test_runs_are_listed_sorted_and_filtered(store: Store, capsys: pytest.Captur
     app.main(["runs", *where, "--sort", "val/top1"])
     text = capsys.readouterr().out
     assert [line.split()[0] for line in lines(text)] == ["control-1", "control-0", "no_srf-0"]
-    for word in ("study", "arm", "seed", "val/top1", "0.9", "FINISHED"):
+    for word in ("arm", "seed", "val/top1", "0.9", "FINISHED"):
         assert word in text
-    assert "task" not in text  # of one task alone, which needs no column
+    for word in ("task", "study"):  # one of each, which needs no column
+        assert word not in text
     app.main(["runs", *where, "--sort", "val/top1", "--ascending", "--limit", "1"])
     assert [line.split()[0] for line in lines(capsys.readouterr().out)] == ["no_srf-0"]
     condition = "tags.arm = 'control' and metrics.`val/top1` > 0.85"
@@ -92,7 +93,7 @@ def test_what_is_wrong_is_said_in_one_line(store: Store, capsys: pytest.CaptureF
     def error(*args: str) -> str:
         return refused(["runs", *args], capsys, app.main)
 
-    assert "did you mean 'control-0'?" in error("show", "control-", *where)
+    assert "did you mean 'control-" in error("show", "control-", *where)
     assert "did you mean 'val/top1'?" in error(*where, "--sort", "val/top")
     assert "did you mean 'arm'?" in error(*where, "--columns", "arms")
     assert "--filter: got 'arm = x'" in error(*where, "--filter", "arm = x")

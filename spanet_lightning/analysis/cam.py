@@ -151,7 +151,7 @@ def score_cam(
     low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
     masks = (masks - low) / (high - low + 1e-8)
     with torch.no_grad():
-        scores = [model(x * part.unsqueeze(1))[:, target] for part in masks.split(batch)]
+        scores = [model(x * part.unsqueeze(1))[:, target] for part in torch.split(masks, batch)]
     weights = torch.cat(scores).softmax(0)
     cam: Float[Tensor, "i j"] = (weights[:, None, None] * maps[0]).sum(0).relu()
     return cam

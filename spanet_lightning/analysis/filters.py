@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +134,7 @@ def _mixers(subject: Subject) -> Iterator[tuple[int, int, nn.Module]]:
             "masks or context; expected a SPANet or SPANetV2"
         )
     for stage, part in enumerate(subject.model.stages, 1):
-        for i, block in enumerate(part.blocks, 1):  # type: ignore[union-attr, arg-type]
+        for i, block in enumerate(part.blocks, 1):  # type: ignore[arg-type]
             yield stage, i, block.mixer
 
 
@@ -148,7 +149,8 @@ def _of_mixer(label: str, stage: int, block: int, mixer: nn.Module, side: int) -
     if isinstance(srf, SpectralRescaling):
         for i, gain in enumerate(srf.head_gains(side, side)):
             whole = full_gain(gain.double(), side)
-            kernel = mixer.local[i].kernel_size[0]  # type: ignore[index]
+            local: Any = mixer.local
+            kernel = local[i].kernel_size[0]
             mean, spread = whole.mean(0).numpy(), whole.std(0, correction=0).numpy()
             yield Filter(label, stage, block, i + 1, f"{kernel}×{kernel}", mean, spread)
 

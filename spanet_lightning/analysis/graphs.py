@@ -50,7 +50,8 @@ class GraphSpectrum:
     @property
     def frequencies(self) -> Float[np.ndarray, " l"]:
         """The distinct eigenvalues."""
-        return self.eigenvalues[self.first]
+        distinct: Float[np.ndarray, " l"] = self.eigenvalues[self.first]
+        return distinct
 
     @property
     def multiplicities(self) -> Int[np.ndarray, " l"]:
@@ -100,7 +101,8 @@ def line_adjacency(n: int, window: int | None, boundary: Boundary) -> Float[np.n
     distance = np.abs(i[:, None] - i[None, :])
     if boundary == "torus":
         distance = np.minimum(distance, n - distance)
-    return (distance <= window // 2).astype(np.float64)
+    near: Float[np.ndarray, "n n"] = (distance <= window // 2).astype(np.float64)
+    return near
 
 
 def window_adjacency(

@@ -168,11 +168,13 @@ class _Meter:
         how: str,
         keep: Callable[[tuple[int, int], How, Modes, Measured, Tap], None],
     ) -> None:
-        self.model, self.tap, self.mixer, self.block = model, tap, mixer, block
+        self.model, self.tap = model, tap
+        self.mixer: Any = mixer
+        self.block: Any = block
         self.image, self.modes, self.seed, self.keep = image, modes, seed, keep
         self.windows = hasattr(block, "_attn")
         attention = getattr(block, "attn", None) if self.windows else mixer
-        self.attention = attention if hasattr(attention, "attn_drop") else None
+        self.attention: Any = attention if hasattr(attention, "attn_drop") else None
         self.exact = how != "jacobian"
 
     @contextmanager
@@ -234,12 +236,13 @@ def _patches(model: nn.Module, tokens: int, image: tuple[int, int]) -> int:
 @contextmanager
 def _unfused(attention: nn.Module) -> Iterator[None]:
     """Make timm's attention compute its weights where they can be seen."""
-    before = attention.fused_attn
-    attention.fused_attn = False
+    timms: Any = attention
+    before = timms.fused_attn
+    timms.fused_attn = False
     try:
         yield
     finally:
-        attention.fused_attn = before
+        timms.fused_attn = before
 
 
 def _own_weights(mixer: Attention, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k n n"]:
@@ -279,10 +282,10 @@ def _windowed(weights: Float[Tensor, "w k n n"], at: Modes, block: Any) -> Measu
     parts = rolled.reshape(-1, height // high, high, width // wide, wide)
     parts = parts.permute(1, 3, 2, 4, 0).reshape(-1, high * wide, len(rolled))  # window, n, mode
     mixed = (
-        weights.detach().unflatten(0, (-1, len(parts))) @ parts[:, None]
+        weights.detach().reshape(-1, len(parts), *weights.shape[1:]) @ parts[:, None]
     )  # b, window, k, n, mode
     mixed = mixed.permute(0, 2, 4, 1, 3)
-    mixed = mixed.unflatten(-1, (high, wide)).unflatten(3, (height // high, width // wide))
+    mixed = mixed.reshape(*mixed.shape[:3], height // high, width // wide, high, wide)
     whole = mixed.permute(0, 1, 2, 3, 5, 4, 6).reshape(*mixed.shape[:3], height, width)
     whole = whole.roll(shift, (3, 4))
     return _energies(at.fields.flatten(1), whole.flatten(3))
@@ -316,13 +319,15 @@ def _jacobian(
     for one in x:
         rows: list[Sequence[Tensor]] = []
         chunk = max(1, _CHUNK_VALUES // tangents[0].numel())
-        for part, field in zip(tangents.split(chunk), at.fields.split(chunk), strict=True):
+        for part, field in zip(
+            torch.split(tangents, chunk), torch.split(at.fields, chunk), strict=True
+        ):
             point = one.expand(len(part), *one.shape).contiguous()
             with torch.no_grad(), warnings.catch_warnings():
                 # Forward rules that torch itself still writes in TorchScript.
                 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-                _, moved = torch.func.jvp(function, (point,), (_like(part, x, grid),))
-            moved = taps.as_grid(model, moved, image)
+                derived: Any = torch.func.jvp(function, (point,), (_like(part, x, grid),))
+            moved = taps.as_grid(model, derived[1], image)
             stays = (moved * field[:, None]).sum((2, 3)).square().sum(1)
             rows.append((stays, moved.square().sum((1, 2, 3))))
         kept.append(torch.cat([row[0] for row in rows]))

@@ -209,9 +209,9 @@ class Claim:
 def claim(label: str, changes: dict[str, Any], found: Sequence[Response]) -> Claim:
     """Judge the claim by the responses of growing kernels and, last, of attention."""
     choices = replace(Choices(), **changes)
-    rule = {"rule": choices.rule, "reference": choices.reference}
-    cuts = [float(np.median(one.cut_offs(HALF_POWER, **rule))) for one in found]
-    cuts_3db = [float(np.median(one.cut_offs(MINUS_3_DB, **rule))) for one in found]
+    rule = choices.rule, choices.reference
+    cuts = [float(np.median(one.cut_offs(HALF_POWER, *rule))) for one in found]
+    cuts_3db = [float(np.median(one.cut_offs(MINUS_3_DB, *rule))) for one in found]
     ratios = [float(np.median(one.high_over_low())) for one in found]
     increasing = all(a < b for a, b in itertools.pairwise(cuts[:-1]))
     reached = cuts[-1] + 1e-9

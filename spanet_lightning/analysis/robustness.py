@@ -88,7 +88,8 @@ def band_noise(
         raise invalid("--radii", middle, f"a frequency that {shape[-2]}×{shape[-1]} pixels have")
     noise = torch.fft.irfft2(torch.fft.rfft2(white) * mask, s=tuple(shape[-2:]))
     scale = noise.square().mean((1, 2, 3), keepdim=True).sqrt()
-    return (noise * (std / scale)).float()
+    scaled: Tensor = (noise * (std / scale)).float()
+    return scaled
 
 
 Batch = tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"] | None]

@@ -175,8 +175,8 @@ def compare(store: Store, first: RunView, second: RunView) -> Comparison:
         pairs = [[(step, value.hex()) for step, value in history] for history in (then, now)]
         wrong = total - sum(a == b for a, b in zip(*pairs, strict=False))
         if wrong:
-            ends = [history[-1][1] if history else None for history in (then, now)]
-            different.append(Difference(name, *ends, points=wrong, total=total))
+            last, again = (history[-1][1] if history else None for history in (then, now))
+            different.append(Difference(name, last, again, points=wrong, total=total))
     return Comparison(second.id, len(names), points, tuple(different))
 
 

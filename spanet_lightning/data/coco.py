@@ -180,9 +180,9 @@ class CocoDataModule(DenseDataModule):
     def identity(self) -> DataIdentity:
         """Return what data this is, of the splits that were set up."""
         files = [
-            self._path(split, 0) / image.file
+            self._path(split, 0) / index.images[i].file
             for split, index in self._indices.items()
-            for image in index.images
+            for i in range(len(index.images))
         ]
         return DataIdentity(
             name=Path(self.root).resolve().name,

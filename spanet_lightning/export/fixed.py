@@ -51,7 +51,7 @@ class FixedGates(nn.Module):
         # The sum of what all gates return is one convolution; their product is one each.
         whole = gates.aggregation == "add"
         self.sizes = [gates.weight.shape[1]] if whole else [g.channels for g in gates.gates]
-        self.weights = nn.ParameterList(map(_constant, gates.weight.split(self.sizes, 1)))
+        self.weights = nn.ParameterList(map(_constant, torch.split(gates.weight, self.sizes, 1)))
         self.biases = nn.ParameterList(
             map(_constant, [gates.bias.sum(0)] if whole else list(gates.bias))
         )
@@ -60,7 +60,7 @@ class FixedGates(nn.Module):
         """Return the context of a query `q`, same shape."""
         low_BCKL = self.rows.t() @ (q @ self.columns) * self.deviation
         filtered = q * self.high + self.rows @ (low_BCKL @ self.columns.t())
-        chunks = filtered.split(self.sizes, 1) if len(self.sizes) > 1 else [filtered]
+        chunks = torch.split(filtered, self.sizes, 1) if len(self.sizes) > 1 else [filtered]
         return functools.reduce(torch.mul, map(F.conv2d, chunks, self.weights, self.biases))
 
 

@@ -57,7 +57,7 @@ class Source:
     def name(self) -> str:
         """Name under which timm knows the variant that the model is of, or began as."""
         module = spanet if self.family == "SPANet" else spanetv2
-        return module.timm_name(str(self.arguments["variant"]))
+        return str(module.timm_name(str(self.arguments["variant"])))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -240,7 +240,9 @@ def _build(
     }
     # However it was computed in training, the function is the same.
     arguments = {**defaults, **given, "spectral_impl": "auto"}
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    plain: dict[str, Any] = {
+        k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()
+    }
     return Source(cls(**plain).eval(), family, plain, weights, images)
 
 

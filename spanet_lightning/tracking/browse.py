@@ -162,9 +162,10 @@ class Store:
         return [self._view(run) for run in found]
 
     def history(self, run: RunView, metric: str) -> list[tuple[int, float]]:
-        """Return all points of a metric: its steps and values, in the order of both."""
+        """Return all points of a metric: its steps and values, in the order of steps and time."""
         points = self.client.get_metric_history(run.id, metric)
-        return sorted((point.step, point.value) for point in points)
+        points = sorted(points, key=lambda point: (point.step, point.timestamp))
+        return [(point.step, point.value) for point in points]
 
     def text(self, run: RunView, file: str) -> str | None:
         """Return the text of an artifact; None where the run has none of that name."""

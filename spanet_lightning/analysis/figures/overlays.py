@@ -47,7 +47,8 @@ def cam_data(
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    whole: np.ndarray = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return whole
 
 
 def draw(found: FigureData) -> Any:

@@ -130,15 +130,15 @@ def _draw_random(found: FigureData) -> Any:
         axes.set_xlabel("frequency (eigenvalue λ of the mixer's graph)")
         axes.set_ylabel("|response|")
     last = grid[len(names)]
-    x = np.arange(len(names))
-    spreads = [np.percentile(found.arrays[f"{i}.cut_offs"], (25, 75)) for i in x]
-    finite = [i for i in x if np.isfinite(cuts[i])]
+    positions = range(len(names))
+    spreads = [np.percentile(found.arrays[f"{i}.cut_offs"], (25, 75)) for i in positions]
+    finite = [i for i in positions if np.isfinite(cuts[i])]
     for i in finite:
         low, high = spreads[i]
         if np.isfinite(high):
             last.plot([i, i], [low, high], color=style.MUTED, linewidth=4, alpha=0.4)
     last.plot(finite, [cuts[i] for i in finite], **style.line(1))
-    last.set_xticks(x, [n.replace("convolution ", "").replace("self-", "") for n in names])
+    last.set_xticks(positions, [n.replace("convolution ", "").replace("self-", "") for n in names])
     last.set_ylim(0, 1.1 * max([1.0, *(cuts[i] for i in finite)]))
     last.set_title(f"({string.ascii_lowercase[len(names)]}) median cut-off")
     last.set_ylabel("frequency λ")

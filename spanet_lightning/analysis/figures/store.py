@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import importlib.util
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -85,7 +86,8 @@ def save(folder: Path, name: str, data: FigureData) -> list[Path]:
         raise ConfigError(f"--output: {folder} can't be made ({error.strerror})") from None
     stored = folder / f"{name}.npz"
     told = json.dumps({"kind": data.kind, "meta": dict(data.meta)}, ensure_ascii=False)
-    np.savez_compressed(stored, **{_KEY: np.array(told)}, **dict(data.arrays))
+    arrays: dict[str, Any] = {_KEY: np.array(told), **data.arrays}
+    np.savez_compressed(stored, **arrays)
     written = [stored]
     if data.table:
         written.append(write_csv(folder / f"{name}.csv", data.table))

@@ -94,7 +94,8 @@ def whole_plane(half: Float[Tensor, "h f"], width: int) -> Float[Tensor, "h {wid
     """
     # Rows -u, columns -v; of an even width, -W/2 is W/2 itself.
     mirrored = half.flip(0).roll(1, 0)[:, 1 : (width + 1) // 2].flip(1)
-    return torch.fft.fftshift(torch.cat([half, mirrored], dim=1))
+    whole: Tensor = torch.fft.fftshift(torch.cat([half, mirrored], dim=1))
+    return whole
 
 
 def _stages(backbone: Backbone, kind: type[nn.Module]) -> dict[str, list[Any]]:
