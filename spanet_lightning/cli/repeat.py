@@ -132,6 +132,8 @@ def repeat(store: Store, run: RunView, say: Say) -> Comparison:
     os.environ[URI_VARIABLE] = store.uri
     config["name"] = f"{config.get('name') or run.name}-repeat"
     config.get("trainer", {})["default_root_dir"] = RUNS
+    if isinstance(config.get("tracking"), dict):  # a repetition is no new version of a model
+        config["tracking"]["register"] = None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
