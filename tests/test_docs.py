@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ RECORDS = sorted((ROOT / "docs" / "results" / "performance").glob("*.json"))
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_the_speed_ups_in_the_docs_are_those_of_the_records(path):
     record = json.loads(path.read_text())
-    page = "dense.md" if record["benchmark"] == "heads" else "performance.md"
+    page = {"heads": "dense.md", "sweep": "sweep.md"}.get(record["benchmark"], "performance.md")
     text = (ROOT / "docs" / page).read_text()
     assert record["command"] in text
     if record["benchmark"] == "models":
@@ -50,6 +51,13 @@ def test_the_speed_ups_in_the_docs_are_those_of_the_records(path):
             s = found["speedup"]
             shown = f"{s['median']:.2f} ({s['q1']:.2f}–{s['q3']:.2f})"
             assert shown in text, (found["subject"], found["against"], found["mode"])
+
+
+def test_the_costs_of_trials_in_the_docs_are_those_of_the_record():
+    found = json.loads((ROOT / "docs/results/performance/sweep.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "sweep.md").read_text(encoding="utf-8")
+    for row in found["results"]:
+        assert f"| {statistics.median(row['seconds']):.2f} |" in text, row["subject"]
 
 
 def test_the_costs_of_heads_in_the_docs_are_those_of_the_record():
