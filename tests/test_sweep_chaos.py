@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from spanet_lightning import tracking
 from spanet_lightning.sweep.definition import Ablation, Arm, Range, Study
 from spanet_lightning.sweep.ledger import Ledger
 from spanet_lightning.sweep.records import TrialRecord
@@ -199,12 +200,10 @@ def test_interrupted_command_resumes() -> None:
 
 def _check_tracker() -> None:
     """Every trial's run is a child of the study's, and each knows of the other."""
-    from mlflow.tracking import MlflowClient
-
     from spanet_lightning.sweep.storage import load
 
     study = load("sqlite:///sweeps.db", "interrupted")
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = tracking.connect("sqlite:///mlflow.db")
     parent = study.user_attrs["run_id"]
     assert client.get_run(parent).info.status == "FINISHED"
     for trial in study.get_trials():

@@ -15,7 +15,7 @@ import torch
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from spanet_lightning import app
+from spanet_lightning import app, tracking
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.sweep import failures, folders, run, samplers, space, status, storage
 from spanet_lightning.sweep.definition import Choice, Condition, Objective, Range, Search
@@ -442,9 +442,8 @@ def test_trial_tells_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(model["config_hash"]) == 64
     assert set(events[2]["metrics"]) >= {"val/top1", "val/loss", "train/loss"}
     assert "test/top1" in events[4]["metrics"]
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient("sqlite:///mlflow.db")
+    # By its full path: MLflow keeps a store open by its address, another test's `mlflow.db` too.
+    client = tracking.connect("sqlite:///mlflow.db")
     found = client.get_run(run["run_id"])
     assert found.data.tags["arm"] == "a"
     assert found.data.metrics["best/val/top1"] == max(e["metrics"]["val/top1"] for e in events[2:4])
