@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
         if serve.wait_until_ready(servers, asked_to_stop):
             for server in servers:
                 print(f"{server.name}: {server.address}{server.page}", flush=True)
+                if server.hint:
+                    print(f"  {server.hint}", flush=True)
             print("Ctrl-C stops.", flush=True)
         while not asked_to_stop:
             for server in servers:
@@ -159,7 +161,9 @@ def _mlflow(args: argparse.Namespace, uri: str) -> Server:
         f"http://{host}:{args.port}",
         "/health",
         environment,
-        page="/#/experiments?workflowType=machine_learning",  # not the pages for language models
+        page="/#/experiments",
+        # Its pages for language models come first, and a browser alone can choose the others.
+        hint="Click 'Model training' at its top left, once: the browser remembers it.",
     )
 
 

@@ -36,6 +36,7 @@ class Server:
         environment: Variables beside those of this process: what is secret is no argument, which
             all users of a machine can see.
         page: What to open, below the address.
+        hint: What a person should know on that page.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Server:
         health: str = "/",
         environment: Mapping[str, str] | None = None,
         page: str = "",
+        hint: str = "",
     ) -> None:
         self.name = name
         self.address = address
         self.health = health
         self.page = page
+        self.hint = hint
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self.process = subprocess.Popen(
             list(command),
