@@ -50,6 +50,22 @@ def stored(points: int):
     return run
 
 
+def test_steps_that_are_trained_again_after_a_crash_are_recorded_once():
+    written(5)
+    logger = tracking.MLflowLogger(tracking_uri="sqlite:///mlflow.db")
+    logger.place(Path("runs/a/tracking").absolute())  # as a process does that resumes
+    for step in range(3, 7):
+        logger.log_metrics({"loss": 1.0 / (1 + step), "nan": float("nan")}, step)
+    logger.log_metrics({"loss": 0.5}, 4)  # not what it was: seen by whoever looks
+    logger.finalize("success")
+    points = [
+        (record["step"], record["metrics"]["loss"])
+        for record, _ in spool.read(Path("runs/a/tracking"))
+        if record["op"] == "metrics"
+    ]
+    assert points == [(step, 1.0 / (1 + step)) for step in range(7)] + [(4, 0.5)]
+
+
 def test_line_that_a_killed_process_did_not_finish_is_skipped_and_nothing_else():
     folder = written(3)
     with (folder / spool.SPOOL).open("ab") as file:

@@ -36,7 +36,8 @@ from spanet_lightning.sweep.storage import (
 )
 from spanet_lightning.sweep.worker import RUNNER, End, Order, serve
 from spanet_lightning.tracking.addresses import complete
-from spanet_lightning.tracking.probe import installed, probe
+from spanet_lightning.tracking.probe import probe
+from spanet_lightning.tracking.refusals import installed
 
 _TICK = 0.2
 _PATIENCE = 30.0  # seconds that workers get to end after a signal

@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spanet_lightning.tracking.addresses import DEFAULT_URI, redact, without_secret
-    from spanet_lightning.tracking.logger import (
-        DEFAULT_EXPERIMENT,
-        FOLDER,
-        MLflowLogger,
-        dashboard,
-        default_logger,
-        record,
-    )
+    from spanet_lightning.tracking.logger import DEFAULT_EXPERIMENT, FOLDER, MLflowLogger
+    from spanet_lightning.tracking.runs import dashboard, default_logger, record
     from spanet_lightning.tracking.store import connect
 
 __all__ = [
@@ -39,6 +33,7 @@ _LAZY = dict.fromkeys(__all__, "spanet_lightning.tracking.logger") | {
     **dict.fromkeys(
         ("DEFAULT_URI", "redact", "without_secret"), "spanet_lightning.tracking.addresses"
     ),
+    **dict.fromkeys(("dashboard", "default_logger", "record"), "spanet_lightning.tracking.runs"),
     "connect": "spanet_lightning.tracking.store",
 }
 

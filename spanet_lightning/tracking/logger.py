@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import getpass
+import math
 import os
 import shutil
 import socket
 import sys
 import uuid
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from spanet_lightning.tracking import delivery
 from spanet_lightning.tracking.addresses import (
     DEFAULT_URI,
-    URI_VARIABLE,
     absolute,
     complete,
-    is_web,
     redact,
     without_secret,
 )
 from spanet_lightning.tracking.names import inside, key
-from spanet_lightning.tracking.probe import installed, probe
+from spanet_lightning.tracking.probe import probe
+from spanet_lightning.tracking.refusals import installed
 from spanet_lightning.tracking.spool import Sent, Writer, head, read
 from spanet_lightning.tracking.watch import Watch, say
 
@@ -258,10 +258,18 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record metrics at an optimizer step; Lightning adds the epoch as a metric of its own."""
-        self._append(
-            "metrics", step=int(step or 0), metrics={key(k): float(v) for k, v in metrics.items()}
-        )
+        """Record metrics at an optimizer step; Lightning adds the epoch as a metric of its own.
+
+        A run that goes on from a checkpoint trains the steps after it again. A point that comes out
+        as it did before is recorded once; one that differs is recorded beside the first.
+        """
+        at = int(step or 0)
+        points = {key(k): float(v) for k, v in metrics.items()}
+        before = self._open().points
+        if before:
+            points = {k: v for k, v in points.items() if not _equal(before.get((k, at)), v)}
+        if points:
+            self._append("metrics", step=at, metrics=points)
 
     @rank_zero_only
     def log_text(self, text: str, file: str) -> None:
@@ -435,48 +443,8 @@ class MLflowLogger(Logger):
         return {**self.__dict__, "_writer": None, "_watch": None}
 
 
-def default_logger() -> dict[str, Any]:
-    """Return the logger of a run that names none, as a configuration states it."""
-    arguments = {
-        "experiment_name": DEFAULT_EXPERIMENT,
-        # Its credentials stay in the environment, and out of every file.
-        "tracking_uri": without_secret(os.environ.get(URI_VARIABLE) or DEFAULT_URI),
-    }
-    return {"class_path": "spanet_lightning.tracking.MLflowLogger", "init_args": arguments}
-
-
-def record(
-    loggers: Iterable[Logger],
-    params: Mapping[str, Any],
-    config: str,
-    tags: Mapping[str, str],
-    file: str = "config.yaml",
-) -> None:
-    """Record what a run is before it starts.
-
-    Args:
-        loggers: The loggers of the run; those that are not MLflow's get the parameters alone.
-        params: The configuration by dotted keys, and what the model costs.
-        config: The resolved configuration as YAML, which `--config` takes.
-        tags: What to find the run by.
-        file: Name of the configuration among the artifacts.
-    """
-    for logger in loggers:
-        logger.log_hyperparams(dict(params))
-        if isinstance(logger, MLflowLogger):
-            logger.log_text(config, file)
-            logger.set_tags(tags)
-
-
-def dashboard(loggers: Iterable[Logger]) -> str | None:
-    """Return the command that opens the dashboard of what was recorded, if it was in MLflow."""
-    uri = next((lg.tracking_uri for lg in loggers if isinstance(lg, MLflowLogger)), None)
-    if uri is None:
-        return None
-    clean = without_secret(uri)  # the address is enough
-    if is_web(uri):
-        return clean
-    return "spanet ui" if uri == DEFAULT_URI else f"spanet ui --tracking-uri {clean}"
+def _equal(before: float | None, value: float) -> bool:
+    return before is not None and (before == value or (math.isnan(before) and math.isnan(value)))
 
 
 def _kept(uri: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import configparser
-import importlib.util
 import json
 import os
 import socket
@@ -20,16 +19,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking.addresses import (
-    DEFAULT_URI,
     PASSWORD_VARIABLE,
     USER_VARIABLE,
     is_web,
     login,
     redact,
-    without_secret,
 )
+from spanet_lightning.tracking.refusals import deleted, installed, no_store
 
 TIMEOUT = 2.0
 """Seconds that a store gets to answer."""
@@ -74,28 +71,6 @@ def probe(uri: str, experiment: str) -> str:
     if stages and "active" not in stages:
         raise deleted(experiment)
     return away
-
-
-def installed() -> bool:
-    """Whether MLflow is there."""
-    return importlib.util.find_spec("mlflow") is not None
-
-
-def deleted(experiment: str) -> ConfigError:
-    """Return the error for an experiment that was deleted."""
-    return ConfigError(
-        f"trainer.logger.experiment_name: got {experiment!r}, which was deleted "
-        "in MLflow; restore it there, or give another name"
-    )
-
-
-def no_store(uri: str, reason: object) -> ConfigError:
-    """Return the error for an address at which there is no store."""
-    text = " ".join(redact(str(reason), uri).split())[:200]
-    return ConfigError(
-        f"trainer.logger.tracking_uri: got {without_secret(uri)!r}, expected a database or a "
-        f"server of MLflow's, such as {DEFAULT_URI} ({text})"
-    )
 
 
 def _ask_server(uri: str, experiment: str) -> tuple[list[str], str]:

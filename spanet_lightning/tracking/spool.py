@@ -78,6 +78,7 @@ class Writer:
 
     Attributes:
         known: What the spool held before, by parameter's name.
+        points: The points that it held before, by metric's name and step, the last of each.
         sessions: Processes that have written before.
     """
 
@@ -85,6 +86,7 @@ class Writer:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.known: dict[str, str] = {}
+        self.points: dict[tuple[str, int], float] = {}
         self.sessions = 0
         self.number = 0
         for record, _ in read(folder):
@@ -92,6 +94,9 @@ class Writer:
             self.sessions += record["op"] in ("run", "session")
             if record["op"] == "params":
                 self.known |= record["params"]
+            elif record["op"] == "metrics":
+                step = record["step"]
+                self.points |= {(key, step): value for key, value in record["metrics"].items()}
         self._guard = threading.Lock()
         # Children of the process keep it a little longer; it is free once all of them are gone.
         self._lock = os.open(folder / WRITER_LOCK, os.O_RDWR | os.O_CREAT, 0o644)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking.addresses import absolute
-from spanet_lightning.tracking.probe import deleted, installed, no_store
+from spanet_lightning.tracking.refusals import deleted, installed, no_store
 from spanet_lightning.tracking.spool import Record
 
 if TYPE_CHECKING:

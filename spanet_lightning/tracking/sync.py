@@ -128,7 +128,7 @@ def sync(
     Raises:
         ConfigError: If MLflow is not installed, or the store is another one than the run's.
     """
-    from spanet_lightning.tracking.probe import installed
+    from spanet_lightning.tracking.refusals import installed
     from spanet_lightning.tracking.replay import Replay, Step
 
     if not installed():
