@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from spanet_lightning import app
 from spanet_lightning.cli import repeat as repeating
+from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking.browse import Store, differences
 from tests.helpers import refused
 from tests.tracked import Recorded, recorded  # noqa: F401 - a fixture
@@ -142,6 +143,29 @@ def test_the_same_comes_out_bit_for_bit_and_what_does_not_is_named(
     (wrong,) = repeating.compare(store, first, store.find(again.id)).different
     assert (wrong.name, wrong.now) == ("val/loss", 0.5)
     assert wrong.then == first.metrics["val/loss"]
+
+
+def test_a_repetition_leaves_the_run_its_folder_and_its_model_alone(recorded: Recorded):  # noqa: F811
+    logger = {"class_path": "spanet_lightning.tracking.MLflowLogger",
+              "init_args": {"run_id": recorded.run.id, "tags": {"arm": "a"}}}  # fmt: skip
+    config = {
+        "name": "mine",
+        "trainer": {"logger": logger, "default_root_dir": "elsewhere"},
+        "tracking": {"register": "my-model", "checkpoints": "best"},
+    }
+    repeating.redirect(config, recorded.run, "sqlite:///a.db")
+    assert config["name"] == "mine-repeat"
+    assert config["trainer"]["default_root_dir"] == "runs"
+    assert config["tracking"] == {"register": None, "checkpoints": "best"}
+    assert logger["init_args"] == {
+        "tracking_uri": "sqlite:///a.db",
+        "run_id": None,
+        "run_name": None,
+        "experiment_name": "spanet",
+        "tags": {"repeats": recorded.run.id},
+    }
+    with pytest.raises(ConfigError, match=r"trainer\.logger is not MLflow's"):
+        repeating.redirect({"trainer": {"logger": False}}, recorded.run, "sqlite:///a.db")
 
 
 def test_a_repetition_that_differs_exits_with_1(

@@ -121,19 +121,9 @@ def repeat(store: Store, run: RunView, say: Say) -> Comparison:
     threads = (account.get("hardware") or {}).get("threads")
     if isinstance(threads, int):
         torch.set_num_threads(threads)  # how sums are split decides their last digits
-    if not any(True for _ in _loggers(config)):
-        raise ConfigError("RUN: its trainer.logger is not MLflow's; there is nothing to compare")
-    for logger in _loggers(config):
-        given = logger.setdefault("init_args", {})
-        given |= {"tracking_uri": store.shown, "run_id": None, "run_name": None}
-        given["experiment_name"] = run.experiment
-        given["tags"] = {"repeats": run.id}
+    redirect(config, run, store.shown)
     # By the environment, so that a password is in no file.
     os.environ[URI_VARIABLE] = store.uri
-    config["name"] = f"{config.get('name') or run.name}-repeat"
-    config.get("trainer", {})["default_root_dir"] = RUNS
-    if isinstance(config.get("tracking"), dict):  # a repetition is no new version of a model
-        config["tracking"]["register"] = None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -154,6 +144,31 @@ def repeat(store: Store, run: RunView, say: Say) -> Comparison:
     if not any(again.flush() for _ in range(_TRIES)):
         raise ConfigError(f"--tracking-uri: {store.shown} does not take the repetition's metrics")
     return compare(store, run, store.find(again.run_id))
+
+
+def redirect(config: dict[str, Any], run: RunView, uri: str) -> None:
+    """Make the configuration of a run that of its repetition, which leaves the run as it is.
+
+    Args:
+        config: The configuration; it is changed.
+        run: The run.
+        uri: Store of the repetition, without credentials.
+
+    Raises:
+        ConfigError: If the run has no logger of MLflow's.
+    """
+    loggers = list(_loggers(config))
+    if not loggers:
+        raise ConfigError("RUN: its trainer.logger is not MLflow's; there is nothing to compare")
+    for logger in loggers:
+        given = logger.setdefault("init_args", {})
+        given |= {"tracking_uri": uri, "run_id": None, "run_name": None}
+        given["experiment_name"] = run.experiment
+        given["tags"] = {"repeats": run.id}
+    config["name"] = f"{config.get('name') or run.name}-repeat"
+    config.get("trainer", {})["default_root_dir"] = RUNS
+    if isinstance(config.get("tracking"), dict):  # a repetition is no new version of a model
+        config["tracking"]["register"] = None
 
 
 def compare(store: Store, first: RunView, second: RunView) -> Comparison:
