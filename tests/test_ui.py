@@ -150,6 +150,30 @@ def test_what_a_server_started_ends_with_it():
     assert not alive(child)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_servers_end_with_a_command_that_is_killed():
+    server = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = (
+        "import sys, time; from spanet_lightning.tracking.serve import Server; "
+        f"s = Server('it', [sys.executable, '-c', {server!r}], 'http://127.0.0.1:9')\n"
+        "while not s.log.seek(0) and not s.log.read(): time.sleep(0.05)\n"
+        "s.log.seek(0); print(s.log.read().decode(), flush=True); time.sleep(600)"
+    )
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    ) as ui:
+        pid = int(ui.stdout.readline())
+        assert alive(pid)
+        ui.kill()
+    for _ in range(400):
+        if not alive(pid):
+            break
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("store")
 def test_both_dashboards_answer_and_end_with_ctrl_c():

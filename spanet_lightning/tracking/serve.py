@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -20,6 +21,21 @@ from spanet_lightning.errors import ConfigError
 
 START_SECONDS = 180.0  # that a server may take until it answers: imports, on a busy machine
 _STOP_SECONDS = 10.0  # that it gets to end by itself
+# Runs a server, and ends it and what it started once standard input is closed: that happens however
+# the command ends, by kill -9 too, which would leave the port taken.
+_GUARD = """
+import os, signal, subprocess, sys, threading, time
+signal.signal(signal.SIGTERM, lambda *_: None)  # the server's to act on; then this ends as well
+server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+def end_with_command():
+    while os.read(0, 1024):
+        pass
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(float(sys.argv[1]))
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=end_with_command, daemon=True).start()
+sys.exit(server.wait())
+"""
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -56,8 +72,8 @@ class Server:
         self.hint = hint
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self.process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-c", _GUARD, str(_STOP_SECONDS), *command],
+            stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
@@ -95,6 +111,8 @@ class Server:
         # The leader may be gone before those that it started.
         self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         self.log.close()
 
     def _signal(self, number: int) -> None:
