@@ -68,6 +68,14 @@ def slow(session: nox.Session) -> None:
     python(session, "-m", "pytest", "-m", "slow", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def chaos(session: nox.Session) -> None:
+    """Kill, interrupt, starve and corrupt real runs, and compare what comes out of them."""
+    install(session, "tests")
+    files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_chaos_*.py"))
+    python(session, "-m", "pytest", "-m", "slow or not slow", "-s", *files, *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting; `nox -s lint -- --fix` repairs what can be repaired."""
