@@ -336,6 +336,7 @@ class Loader(LightningDataModule):
         return self.train_dataloader()
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # Lightning's, of some
 def test_a_loader_that_begins_anew_is_told_of(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": Loader, "monitor": None, "max_epochs": 1}
     run(tmp_path, kill=("on_train_batch_end", 0, 2), **settings)
