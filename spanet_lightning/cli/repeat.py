@@ -131,6 +131,7 @@ def repeat(store: Store, run: RunView, say: Say) -> Comparison:
     # By the environment, so that a password is in no file.
     os.environ[URI_VARIABLE] = store.uri
     config["name"] = f"{config.get('name') or run.name}-repeat"
+    config["resume"] = "never"
     config.get("trainer", {})["default_root_dir"] = RUNS
     if isinstance(config.get("tracking"), dict):  # a repetition is no new version of a model
         config["tracking"]["register"] = None
