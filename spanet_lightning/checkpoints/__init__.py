@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spanet_lightning.checkpoints.files import DamagedError, clear_partials, save, verify
-from spanet_lightning.checkpoints.found import Found, best_of, in_folder
+from spanet_lightning.checkpoints.found import Found, best_of, in_folder, look
 from spanet_lightning.checkpoints.io import SafeCheckpointIO
 from spanet_lightning.checkpoints.room import ROOM_FOR_TEXT, estimate, problem
 
@@ -16,6 +16,7 @@ __all__ = [
     "clear_partials",
     "estimate",
     "in_folder",
+    "look",
     "problem",
     "save",
     "verify",

@@ -90,8 +90,8 @@ def _read(file: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
         raise CheckpointError(
-            f"ckpt_path: {file} ({file.stat().st_size:,} bytes) can't be read: it is cut off, or no "
-            f"checkpoint ({reason})"
+            f"ckpt_path: {file} ({file.stat().st_size:,} bytes) can't be read: it is cut off, or "
+            f"no checkpoint ({reason})"
         ) from None
 
 

@@ -235,7 +235,7 @@ class Experiment(LightningCLI):
             config["enable_checkpointing"] = False
         saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
         callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and not config["barebones"]:
             callbacks.append(FiniteGuard(self._get(self.config_init, "finite_every")))
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks, going_on)
@@ -257,7 +257,8 @@ class Experiment(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
         # The last of all: it may end a step, which the others are to have seen.
-        trainer.callbacks.append(self.interruption)  # type: ignore[attr-defined]
+        if not config["barebones"]:
+            trainer.callbacks.append(self.interruption)  # type: ignore[attr-defined]
         return trainer
 
     def _resume(self, root: Path) -> resume.Resume:

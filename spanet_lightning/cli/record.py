@@ -114,6 +114,19 @@ class RunRecord(Callback):
             for logger in _trackers(trainer):
                 logger.ended_by(exception)
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run whose folder was moved know its best checkpoint still.
+
+        Without its score Lightning would take the next epoch for the best, and overwrite the file.
+        """
+        states = checkpoint.get("callbacks", {})
+        for callback in self.checkpoints if self.resumed else ():
+            state = states.get(callback.state_key)
+            if state and state["dirpath"] != callback.dirpath:
+                states[callback.state_key] = _moved(state, str(callback.dirpath))
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the folder to whoever goes on with the run."""
         self._let_go()
@@ -147,6 +160,20 @@ class RunRecord(Callback):
         for callback in self.checkpoints:
             # The form that Lightning compares with what a checkpoint remembers.
             callback.dirpath = os.path.realpath(self.folder)
+
+
+def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Return the state of a checkpoint callback for another folder with the same files."""
+
+    def there(path: str) -> str:
+        return str(Path(folder) / Path(path).name) if path else path
+
+    return {
+        **state,
+        "dirpath": folder,
+        **{key: there(value) for key, value in state.items() if key.endswith("_path")},
+        "best_k_models": {there(path): score for path, score in state["best_k_models"].items()},
+    }
 
 
 def _trackers(trainer: Trainer) -> list[tracking.MLflowLogger]:
