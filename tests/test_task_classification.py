@@ -190,9 +190,9 @@ def test_each_process_draws_its_own_numbers(tmp_path: Path) -> None:
     for rank in (0, 1):
         task = ClassificationTask(backbone())
         task._trainer = type(  # type: ignore[assignment]
-            "Stub", (), {"current_epoch": 0, "global_rank": rank, "train_dataloader": None}
+            "Stub", (), {"current_epoch": 0, "global_rank": rank}
         )()
-        task.on_train_epoch_start()
+        task.on_train_batch_start(None, 0)
         drawn.append((torch.rand(1).item(), np.random.rand()))  # noqa: NPY002 - as timm draws
     assert drawn[0] != drawn[1]
 

@@ -1,21 +1,27 @@
-"""What every task shares: an optimizer with its schedule, and seeding by epoch."""
+"""What every task shares: an optimizer with its schedule, seeding by step, and exact restarts."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import Metric
 
+from spanet_lightning.data.draws import entropy
 from spanet_lightning.errors import invalid
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks import restart
+from spanet_lightning.tasks.means import EpochMean
 
 
 class Task(LightningModule):
@@ -30,6 +36,9 @@ class Task(LightningModule):
         super().__init__()
         self.optimizer_config = optimizer
         self.schedule_config = schedule
+        self._means: dict[str, Metric] = {}
+        self._validated = False
+        self._restart: restart.Restart | None = None
 
     def _remember_arguments(self) -> None:
         """Store what a checkpoint needs to rebuild the task.
@@ -107,22 +116,88 @@ class Task(LightningModule):
             raise invalid("schedule.warmup_images", self.schedule_config.warmup_images, accepts)
         return float(batch_size * trainer.world_size * trainer.accumulate_grad_batches)
 
-    def on_train_epoch_start(self) -> None:
-        """Seed this process for the epoch, so that a resumed run repeats the unbroken one.
+    # -- metrics of an epoch of training
 
-        Each process gets its own stream, as the published runs' `seed + rank` did: one stream for
-        all would mix the batches and drop the paths of every process alike.
+    def log_means(self, values: Mapping[str, Tensor], images: int) -> None:
+        """Log the means over the epoch of what training steps give.
+
+        Not `self.log(..., on_epoch=True)`: a checkpoint would lose what the epoch had so far.
+
+        Args:
+            values: Means over a batch, scalars, by name.
+            images: Images of the batch.
         """
-        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
-        if seed is not None:
-            entropy = [int(seed), self.current_epoch, self.global_rank]
-            word = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-            random.seed(word)
-            np.random.seed(word)  # noqa: NPY002 - timm's Mixup and RandAugment draw from it
-            torch.manual_seed(word)
-        # Lightning tells samplers the epoch; a data set that shuffles itself (WebDataset) needs
-        # to know as well, or each epoch repeats the order of the first.
+        for name, value in values.items():
+            mean = self.epoch_metric(name)
+            mean.update(value, images)
+            self.log_epoch_metric(name, mean)
+
+    def epoch_metrics(self) -> dict[str, Metric]:
+        """Return the metrics of the training epoch under way, by the name they are logged by."""
+        return dict(self._means)
+
+    def epoch_metric(self, name: str) -> Metric:
+        """Return a metric of the training epoch; a mean where there is none of that name yet."""
+        found = self.epoch_metrics().get(name)
+        if found is None:
+            found = self._means[name] = EpochMean().to(self.device)
+        return found
+
+    def log_epoch_metric(self, name: str, metric: Metric) -> None:
+        """Log a metric of the training epoch, which is computed at its end."""
+        # Lightning asks for the attribute that a metric is, and then makes nothing of it.
+        self.log(name, metric, on_step=False, on_epoch=True, metric_attribute=name)
+
+    # -- randomness and restarts
+
+    def on_train_epoch_start(self) -> None:
+        """Tell a data set that shuffles itself (WebDataset) the epoch, as Lightning does samplers.
+
+        It would repeat the order of the first epoch in each.
+        """
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         set_epoch = getattr(dataset, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Seed this process for the batch: what is drawn depends on nothing that came before.
+
+        Each process gets its own numbers, as the published runs' `seed + rank` did: the same ones
+        for all would mix the batches and drop the paths of every process alike.
+        """
+        self._validated = False
+        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+        if seed is None:
+            return
+        word = entropy(self.current_epoch, batch_idx, self.global_rank)
+        random.seed(word)
+        np.random.seed(word & 0xFFFFFFFF)  # noqa: NPY002 - timm's Mixup draws from it
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(word)  # torch.manual_seed tries all devices
+        else:
+            torch.manual_seed(word)
+
+    def on_validation_epoch_end(self) -> None:
+        """Note that a checkpoint from here on holds the validation as done."""
+        self._validated = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an exact restart needs; see `restart`."""
+        checkpoint[restart.KEY] = restart.record(self, self._validated)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Prepare the exact restart of a run; weights alone need none."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            restart.go_on_with_seed(checkpoint)
+            self._restart = restart.prepare(checkpoint)
+
+    def on_fit_start(self) -> None:
+        """Forget what another run gathered."""
+        self._means = {}
+
+    def on_train_start(self) -> None:
+        """Put back what a checkpoint held beside Lightning's own."""
+        if self._restart is not None:
+            restart.finish(self, self._restart)
+            self._restart = None

@@ -180,17 +180,15 @@ class ClassificationTask(Task):
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         if self.mixup is None:
             self.train_top1.update(logits, targets)
-            self.log("train/top1", self.train_top1, on_step=False, on_epoch=True)
-        self.log(
-            "train/loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(images),
-        )
+            self.log_epoch_metric("train/top1", self.train_top1)
+        self.log_means({"train/loss": loss}, len(images))
         self.log("loss", loss, prog_bar=True, logger=False)  # of this batch, for who watches
         return loss
+
+    def epoch_metrics(self) -> dict[str, Metric]:
+        """Return the metrics of the training epoch under way, by the name they are logged by."""
+        top1: dict[str, Metric] = {"train/top1": self.train_top1} if self.mixup is None else {}
+        return super().epoch_metrics() | top1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Evaluated:
         """Add a batch to the figures under `val/`; return what callbacks draw."""

@@ -85,9 +85,8 @@ class DenseTask(Task):
     def log_losses(self, losses: Mapping[str, Tensor], images: int) -> Tensor:
         """Log the parts of the loss and return their sum."""
         loss = torch.stack(list(losses.values())).sum()
-        figures = {"train/loss": loss.detach()}
-        figures |= {f"train/loss_{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=images)
+        parts = {f"train/loss_{name}": value for name, value in losses.items()}
+        self.log_means({"train/loss": loss, **parts}, images)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
@@ -112,6 +111,7 @@ class DenseTask(Task):
     def on_validation_epoch_end(self) -> None:
         """Log the figures under `val/`."""
         self._log_figures("val", self.val_metric)
+        super().on_validation_epoch_end()
 
     def on_test_epoch_end(self) -> None:
         """Log the figures under `test/`."""
