@@ -13,7 +13,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,7 +61,6 @@ class Interruption(Callback):
         self._pid = os.getpid()
         self._step = 0
         self._active = False
-        self._loops: dict[str, Any] | None = None  # as they were before the validation
 
     # -- signals
 
@@ -148,8 +146,7 @@ class Interruption(Callback):
     ) -> None:
         """Save and end the run, where a signal has come and the optimizer has made its step.
 
-        Where a validation follows, it is only saved here, for the case that there is no time: a run
-        that goes on from this file does not make up for the validation.
+        A validation that would follow is done when the run goes on.
 
         Raises:
             Interrupted: In all processes alike.
@@ -157,13 +154,8 @@ class Interruption(Callback):
         if trainer.global_step == self._step:
             return  # the gradients of a step to come would be lost
         self._step = trainer.global_step
-        judged = _validation_follows(trainer)
-        self._loops = deepcopy(trainer.fit_loop.state_dict()) if judged else None
-        if not self._asked(trainer):
-            return
-        saved = self._save(trainer)
-        if not judged:
-            raise Interrupted(self.number, saved)
+        if self._asked(trainer):
+            raise Interrupted(self.number, self._save(trainer))
 
     def on_validation_batch_end(
         self,
@@ -174,18 +166,22 @@ class Interruption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save at once where a signal comes during a validation, which then goes on to its end."""
-        if self.number and self._loops is not None and trainer.world_size == 1:
-            self._save(trainer, self._loops)
-            self._loops = None
+        """Save and end the run amid a validation, which is begun anew when the run goes on.
+
+        Not with several processes, whose validations may differ in length.
+
+        Raises:
+            Interrupted: If a signal has come.
+        """
+        if self._training and trainer.world_size == 1 and self.number:
+            raise Interrupted(self.number, self._save(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a run that was told to during the validation before.
+        """End a run that was told to since its last step.
 
         Raises:
             Interrupted: In all processes alike.
         """
-        self._loops = None
         if self._asked(trainer):
             raise Interrupted(self.number, self._save(trainer))
 
@@ -210,19 +206,14 @@ class Interruption(Callback):
             self.number = self.number or signal.SIGTERM
         return bool(self.number)
 
-    def _save(self, trainer: Trainer, loops: dict[str, Any] | None = None) -> Path | None:
+    def _save(self, trainer: Trainer) -> Path | None:
         """Save as the last checkpoint of the run, where it saves any."""
         saver = _saver(trainer)
         if saver is None or saver.dirpath is None:
             return None
         path = Path(saver.dirpath) / f"{LAST}{saver.FILE_EXTENSION}"
         saver.last_model_path = str(path)
-        if loops is None:
-            trainer.save_checkpoint(path, weights_only=False)
-        else:
-            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            state["loops"]["fit_loop"] = loops
-            trainer.strategy.save_checkpoint(state, path)
+        trainer.save_checkpoint(path, weights_only=False)
         return path
 
 
@@ -250,15 +241,6 @@ def requeue() -> bool:
 def _saver(trainer: Trainer) -> ModelCheckpoint | None:
     savers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
     return None if not savers or trainer.fast_dev_run else savers[0]
-
-
-def _validation_follows(trainer: Trainer) -> bool:
-    """Whether the epoch ends with this batch, or a validation comes before the next."""
-    loop = trainer.fit_loop.epoch_loop
-    fetcher = trainer.fit_loop._data_fetcher
-    return loop._num_ready_batches_reached() or (
-        fetcher is not None and loop._should_check_val_fx(fetcher)
-    )
 
 
 def _nothing() -> None:
