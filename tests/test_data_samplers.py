@@ -80,6 +80,11 @@ def test_a_pass_that_skips_is_the_rest_of_a_whole_one(sampler) -> None:
     assert rest == list(chain(*whole[3:]))
     assert batches(found) == whole  # the next pass is whole again
     assert len(found) == len(whole) * 2  # an epoch has as many batches as ever
+    found.skip(2**62)
+    assert list(found) == []
+    found.skip(3)
+    found.set_epoch(1)  # that epoch had nothing left to begin a pass for
+    assert len(batches(found)) == len(whole)
 
 
 @SAMPLERS

@@ -42,7 +42,7 @@ class TrainingSampler(DistributedSampler[Any]):
         self.num_replicas, self.rank = processes(num_replicas, rank)
         # What DataLoader draws the seeds of its workers from, so these repeat as well.
         self.generator = torch.Generator()
-        self.skipped = 0
+        self.epoch, self.skipped = epoch, 0
         self.set_epoch(epoch)
 
     @property
@@ -52,11 +52,13 @@ class TrainingSampler(DistributedSampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
+        if epoch != self.epoch:
+            self.skipped = 0  # a resumed run that had all batches of its epoch began no pass
         self.epoch = epoch
         self.generator.manual_seed(entropy(epoch))
 
     def skip(self, batches: int) -> None:
-        """Leave out the first batches of the next pass, of which none is read: a resumed run."""
+        """Leave out the first batches of this epoch's pass: none of them is read."""
         self.skipped = batches
 
     @abstractmethod

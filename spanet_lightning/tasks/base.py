@@ -37,7 +37,7 @@ class Task(LightningModule):
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         self._means: dict[str, Metric] = {}
-        self._validated = False
+        self._validating = self._validated = False
         self._restart: restart.Restart | None = None
 
     def _remember_arguments(self) -> None:
@@ -178,12 +178,21 @@ class Task(LightningModule):
         else:
             torch.manual_seed(word)
 
+    def on_validation_epoch_start(self) -> None:
+        """Note that a checkpoint from here on is written amid a validation."""
+        self._validating, self._validated = True, False
+
     def on_validation_epoch_end(self) -> None:
         """Note that a checkpoint from here on holds the validation as done."""
-        self._validated = True
+        self._validating, self._validated = False, True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an exact restart needs; see `restart`."""
+        if self._validating and "current_model_state" in checkpoint:
+            # Lightning's average of the weights has changed places with them to be validated.
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
+            checkpoint["current_model_state"] = weights
         checkpoint[restart.KEY] = restart.record(self, self._validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
