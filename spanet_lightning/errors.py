@@ -29,6 +29,18 @@ class CheckpointError(SpanetError, ValueError):
     """A checkpoint can't be read safely, or does not fit the model."""
 
 
+class NotFiniteError(SpanetError, RuntimeError):
+    """The loss of a step, or a weight, is not a number, or infinite."""
+
+
+class NoMemoryError(SpanetError, RuntimeError):
+    """A device or the machine has no memory left for what was configured."""
+
+
+class NoSpaceError(SpanetError, RuntimeError):
+    """A disk is full, or takes nothing."""
+
+
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
     """Return `"; did you mean 'X'?"` for the nearest of `choices`, or `""` where none is near."""
     near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)

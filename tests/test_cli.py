@@ -23,6 +23,9 @@ import spanet_lightning
 from spanet_lightning import ClassificationTask, SPANet, SPANetV2, __version__, cli
 from spanet_lightning.cli import blame, keys, sources
 from spanet_lightning.cli.check import class_keys
+from spanet_lightning.cli.disk import DiskCheck
+from spanet_lightning.cli.finite import FiniteGuard
+from spanet_lightning.cli.interruption import Interruption
 from spanet_lightning.cli.progress import ImagesPerSecond, PlainProgress, progress_bar
 from spanet_lightning.cli.record import RunRecord, reserve, run_name
 from spanet_lightning.errors import ConfigError
@@ -257,7 +260,13 @@ trainer:
         f"--trainer.enable_{name}=false"
         for name in ("checkpointing", "progress_bar", "model_summary")
     ]
-    assert [type(c) for c in callbacks_of(*off)] == [ImagesPerSecond, RunRecord]
+    assert [type(c) for c in callbacks_of(*off)] == [
+        ImagesPerSecond,
+        FiniteGuard,
+        RunRecord,
+        DiskCheck,
+        Interruption,
+    ]
 
 
 def test_own_checkpoint_callback_saves_into_the_run():

@@ -150,11 +150,12 @@ def test_a_repetition_leaves_the_run_its_folder_and_its_model_alone(recorded: Re
               "init_args": {"run_id": recorded.run.id, "tags": {"arm": "a"}}}  # fmt: skip
     config = {
         "name": "mine",
+        "resume": "auto",
         "trainer": {"logger": logger, "default_root_dir": "elsewhere"},
         "tracking": {"register": "my-model", "checkpoints": "best"},
     }
     repeating.redirect(config, recorded.run, "sqlite:///a.db")
-    assert config["name"] == "mine-repeat"
+    assert (config["name"], config["resume"]) == ("mine-repeat", "never")
     assert config["trainer"]["default_root_dir"] == "runs"
     assert config["tracking"] == {"register": None, "checkpoints": "best"}
     assert logger["init_args"] == {

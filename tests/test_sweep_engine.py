@@ -16,7 +16,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from spanet_lightning import app, tracking
-from spanet_lightning.errors import ConfigError
+from spanet_lightning.errors import ConfigError, NotFiniteError
 from spanet_lightning.sweep import failures, folders, run, samplers, space, status, storage
 from spanet_lightning.sweep.definition import Choice, Condition, Objective, Range, Search
 from spanet_lightning.sweep.events import EventReader, EventWriter, Progress, value
@@ -319,7 +319,7 @@ def test_progress_of_two_attempts() -> None:
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out-of-memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "out-of-memory"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "out-of-memory"),
-        (failures.NotFiniteError("the loss was nan"), "nan"),
+        (NotFiniteError("the loss was nan"), "nan"),
         (RuntimeError("a\nb"), "error"),
         (ConfigError("x: got 1, expected 2"), "error"),
     ],
@@ -462,7 +462,7 @@ def test_trial_stops_at_a_loss_that_is_no_number() -> None:
     command = ("fit", *UNTRACKED, "--name=cell", "--trainer.default_root_dir=r",
                "--model.optimizer.lr=1e38", "--trainer.limit_train_batches=6")  # fmt: skip
     spec = Spec(command, "e.jsonl", "prune", (Objective("val/top1"),), None, {})
-    with pytest.raises(failures.NotFiniteError, match=r"the loss was nan|weights were not finite"):
+    with pytest.raises(NotFiniteError, match=r"the loss was nan|weights were not finite"):
         TrialExperiment(spec)
 
 

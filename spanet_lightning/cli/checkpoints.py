@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from spanet_lightning import checkpoints
+from spanet_lightning.cli import resume
 from spanet_lightning.errors import CheckpointError, did_you_mean
 
 
@@ -40,25 +42,42 @@ def check(path: str | Path, model: nn.Module, root: str | Path = "runs") -> None
         raise CheckpointError(
             f"ckpt_path: got {str(path)!r}, which {problem}; expected a checkpoint file{hint}"
         )
-    state = _read(file)
+    try:
+        state = _read(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_instead(file)}") from None
     saved = state.get("state_dict") if isinstance(state, dict) else None
     if not isinstance(saved, dict) or "pytorch-lightning_version" not in state:
         raise CheckpointError(
             f"ckpt_path: {path} is not a checkpoint of a run; to start from official weights "
-            "set model.weights"
+            f"set model.weights{_instead(file)}"
         )
     made_by = (state.get("hyper_parameters") or {}).get("backbone")
     name = made_by.get("class_path") if isinstance(made_by, dict) else None
     _compare(str(path), saved, model, f" ({name.rpartition('.')[2]})" if name else "")
 
 
+def _instead(file: Path) -> str:
+    """Return the hint to a checkpoint beside a damaged one, where one loads."""
+    near = [path for path in checkpoints.in_folder(file.parent) if path.name != file.name]
+    found = checkpoints.best_of(near, resumable=False)
+    if found is None:
+        return ""
+    return f"; {resume.offer(found)}"
+
+
 def _read(file: Path) -> Any:
     try:
+        checkpoints.verify(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on how the file was pickled
             # Mapped where the format allows it: only names and shapes are looked at.
             mapped = zipfile.is_zipfile(file)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except checkpoints.DamagedError as error:
+        raise CheckpointError(
+            f"ckpt_path: {file} ({file.stat().st_size:,} bytes) can't be read: {error}"
+        ) from None
     except pickle.UnpicklingError as error:
         found = re.search(
             r"(?:GLOBAL|global) (\S+)|WeightsUnpickler error: (.*?) Check", str(error)
@@ -71,8 +90,8 @@ def _read(file: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
         raise CheckpointError(
-            f"ckpt_path: {file} ({file.stat().st_size} bytes) can't be read: it is cut off, or no "
-            f"checkpoint ({reason})"
+            f"ckpt_path: {file} ({file.stat().st_size:,} bytes) can't be read: it is cut off, or "
+            f"no checkpoint ({reason})"
         ) from None
 
 

@@ -12,17 +12,23 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.cli import blame, check, checkpoints, keys, sources
+from spanet_lightning.checkpoints import SafeCheckpointIO
+from spanet_lightning.cli import blame, check, checkpoints, faults, keys, resume, sources
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
+from spanet_lightning.cli.disk import DiskCheck
+from spanet_lightning.cli.finite import EVERY, FiniteGuard
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
+from spanet_lightning.cli.interruption import Interrupted, Interruption, name_of, requeue
 from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.cli.predictions import PredictionWriter
 from spanet_lightning.cli.progress import ImagesPerSecond
@@ -67,6 +73,7 @@ class Experiment(LightningCLI):
         self.show_results = show_results
         self.record: RunRecord | None = None
         self.throughput = ImagesPerSecond()
+        self.interruption = Interruption()
         self.where: dict[str, str] = {}
         check.restrict_imports()
         for name in spanet_lightning.__all__:
@@ -123,6 +130,14 @@ class Experiment(LightningCLI):
             help="Images to draw with what was found, beside what is there: with the "
             "predictions, or at each validation for the tracker. Boxes and masks only.",
         )
+        resume.add_arguments(parser)
+        parser.add_argument(
+            "--finite_every",
+            type=int,
+            default=EVERY,
+            help="Steps between looks at the loss of an accelerator: a run whose loss is no number "
+            "ends at most so many steps later, on a CPU at once. 0 does not look.",
+        )
         parser.add_class_arguments(TrackingOptions, "tracking")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -162,7 +177,8 @@ class Experiment(LightningCLI):
             self.config = parser.parse_args(self.args)
         except ArgumentError as error:
             raise ConfigError(one_line(str(error))) from None
-        if command is not None and self.config[command]["name"] is None:
+        self._named = None if command is None else self.config[command]["name"]
+        if command is not None and self._named is None:
             self.config[command]["name"] = run_name(_config_files(rest))
 
     def _command(self) -> tuple[str | None, list[str]]:
@@ -208,9 +224,7 @@ class Experiment(LightningCLI):
             CheckpointError: If `ckpt_path` can't be resumed from.
         """
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        ckpt_path = self._get(self.config_init, "ckpt_path")
-        if ckpt_path is not None:
-            checkpoints.check(ckpt_path, self.model, config["default_root_dir"] or RUNS)
+        going_on = self._resume(Path(config["default_root_dir"] or RUNS))
         if config["logger"] is True:  # "the default one": for us that is not TensorBoard
             config["logger"] = tracking.MLflowLogger(**tracking.default_logger()["init_args"])
         given = config["callbacks"] or []
@@ -221,9 +235,13 @@ class Experiment(LightningCLI):
             config["enable_checkpointing"] = False
         saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
         callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
+        if self.subcommand == "fit" and not config["barebones"]:
+            callbacks.append(FiniteGuard(self._get(self.config_init, "finite_every")))
         if not (config["fast_dev_run"] or config["barebones"]):
-            self.record = self._record(config, callbacks)
+            self.record = self._record(config, callbacks, going_on)
             callbacks.append(self.record)
+            if self.subcommand == "fit":
+                callbacks.append(DiskCheck())
             loggers = config["logger"]
             loggers = loggers if isinstance(loggers, list) else [loggers]
             in_mlflow = any(isinstance(one, tracking.MLflowLogger) for one in loggers)
@@ -233,10 +251,52 @@ class Experiment(LightningCLI):
                 options = self._get(self.config_init, "tracking")
                 callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
+        config["plugins"] = _with_safe_checkpoints(config["plugins"])
         try:
-            return Trainer(**config)
+            trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
+        # The last of all: it may end a step, which the others are to have seen.
+        if not config["barebones"]:
+            trainer.callbacks.append(self.interruption)  # type: ignore[attr-defined]
+        return trainer
+
+    def _resume(self, root: Path) -> resume.Resume:
+        """Return what the run goes on from, once that fits the model and the configuration.
+
+        Raises:
+            CheckpointError: If it can't be read, or is of another model.
+            ConfigError: If the configuration has changed.
+        """
+        saved = self._get(self.config_init, "ckpt_path")
+        mode = self._get(self.config_init, "resume") if self.subcommand == "fit" else "never"
+        name = self._name()
+        if saved is None:
+            fallback = self._get(self.config_init, "resume_fallback")
+            found = resume.choose(mode, root / name, fallback=fallback)
+            self.config_init[str(self.subcommand)]["ckpt_path"] = found.checkpoint
+        elif mode != "never":
+            raise invalid("resume", mode, "'never' beside ckpt_path, which says what to go on from")
+        else:
+            source = Path(saved).parent
+            ours = source.resolve().parent == root.resolve() and self._named in (None, source.name)
+            found = resume.Resume(saved, source if ours and self.subcommand == "fit" else None)
+        lines = [found.says] if found.says else []
+        if found.checkpoint is not None:
+            checkpoints.check(found.checkpoint, self.model, root)
+            if self.subcommand == "fit":
+                allowed = self._get(self.config_init, "allow_changes")
+                source = Path(found.checkpoint).parent
+                lines += resume.compare(source, self.flat_config(), allowed=allowed)
+        for line in lines:
+            rank_zero_info(line)
+        return found
+
+    def _name(self) -> str:
+        name: str = self._get(self.config, "name")
+        if Path(name).is_absolute() or not {"..", "."}.isdisjoint(Path(name).parts) or not name:
+            raise invalid("name", name, "the name of a folder below trainer.default_root_dir")
+        return name
 
     def _shown(
         self, record: RunRecord, given: Sequence[Callback], tracked_by_mlflow: bool
@@ -258,16 +318,12 @@ class Experiment(LightningCLI):
                 found.append(Overlays(_OVERLAYS, record, every=every))
         return found
 
-    def _record(self, config: Mapping[str, Any], callbacks: Sequence[Callback]) -> RunRecord:
-        root = Path(config["default_root_dir"] or RUNS)
-        saved = self._get(self.config_init, "ckpt_path")
+    def _record(
+        self, config: Mapping[str, Any], callbacks: Sequence[Callback], going_on: resume.Resume
+    ) -> RunRecord:
         # Resuming from a folder of ours goes on in it; from anywhere else, it starts a new one.
-        source = Path(saved).parent if saved is not None and self.subcommand == "fit" else None
-        resumed = source is not None and source.resolve().parent == root.resolve()
-        name = self._get(self.config, "name")
-        if Path(name).is_absolute() or not {"..", "."}.isdisjoint(Path(name).parts) or not name:
-            raise invalid("name", name, "the name of a folder below trainer.default_root_dir")
-        folder = source if source is not None and resumed else root / name
+        resumed = going_on.folder is not None
+        folder = going_on.folder or Path(config["default_root_dir"] or RUNS) / self._name()
         if resumed:
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
         return RunRecord(
@@ -353,12 +409,38 @@ class Experiment(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with self.interruption.listening():
+                super()._run_subcommand(subcommand)
+        except Interrupted as end:
+            self._tell(end)
+            raise
         except SpanetError as error:
             raise blame.with_full_key(error, self.flat_config(), self.where) from error
         except MisconfigurationException as error:
             # Raised late, by a callback that finds no such metric and the like.
             raise ConfigError(one_line(str(error))) from error
+        except Exception as error:
+            device = str(self.trainer.strategy.root_device)
+            found = users_error(error) or faults.explain(error, self.flat_config(), device)
+            if found is None:
+                raise
+            raise found from error
+
+    def _tell(self, end: Interrupted) -> None:
+        """Say how to go on with a run that was told to end, or have SLURM do so."""
+        if not self.trainer.is_global_zero or self.subcommand != "fit":
+            return
+        if end.saved is None or self.record is None:
+            rank_zero_info(f"{name_of(end.number)}: ended, with no checkpoint to go on from")
+            return
+        root = Path(self.trainer.default_root_dir).resolve()
+        again = resume.command(self.args, str(self.record.folder.resolve().relative_to(root)))
+        rank_zero_info(f"{name_of(end.number)}: saved {relative(str(end.saved))}; resume: {again}")
+        if end.number == self.interruption.announced_by:
+            if self._get(self.config_init, "resume") != "auto":
+                rank_zero_info("not put back into SLURM's queue: that needs --resume=auto")
+            elif not requeue():
+                rank_zero_info("SLURM did not put the job back into its queue")
 
     def after_fit(self) -> None:
         """Print what came out."""
@@ -389,6 +471,14 @@ def relative(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
+
+
+def _with_safe_checkpoints(plugins: Any) -> list[Any]:
+    """Return the trainer's plugins with our way to write checkpoints, unless they bring one."""
+    given = list(plugins) if isinstance(plugins, list) else [plugins] if plugins else []
+    if any(isinstance(plugin, CheckpointIO) for plugin in given):
+        return given
+    return [*given, SafeCheckpointIO()]
 
 
 def _asks_for_help(args: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spanet_lightning import tracking
+from spanet_lightning.checkpoints.files import hold
+from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking import provenance
 
 CONFIG_FILE = "config.yaml"
+RESUMED_FILE = "config.resumed.yaml"
+_PATIENCE = 15.0  # seconds; the loaders of a killed process outlive it by a few
 
 
 class RunRecord(Callback):
@@ -52,6 +57,7 @@ class RunRecord(Callback):
         self.look = look
         self.resumed = resumed
         self._recorded = False
+        self._held: int | None = None
         if resumed:
             # Before Lightning restores their state, which holds only for the same folder.
             self._place_checkpoints()
@@ -70,8 +76,9 @@ class RunRecord(Callback):
             self.folder = Path(trainer.strategy.broadcast(str(reserved)))
             self._place_checkpoints()
         if trainer.is_global_zero:
+            self._hold()
             # A resumed run keeps the file that it began with.
-            name = "config.resumed.yaml" if self.resumed else CONFIG_FILE
+            name = RESUMED_FILE if self.resumed else CONFIG_FILE
             write(self.folder / name, self.config)
             for logger in _trackers(trainer):
                 logger.place(self.folder / tracking.FOLDER)
@@ -90,7 +97,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero and not self._recorded:
             for logger in _trackers(trainer):  # of a run that has no folder
                 logger.place(self.folder.parent / f".{tracking.FOLDER}" / uuid.uuid4().hex)
-            file = "config.resumed.yaml" if self.resumed else CONFIG_FILE
+            file = RESUMED_FILE if self.resumed else CONFIG_FILE
             # First: a name that the run is given wins over one that it has by itself.
             if self.look is not None and _trackers(trainer):
                 known = self.look(trainer)
@@ -102,14 +109,71 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Tell the tracker what ends the run; Lightning tells it only that something does."""
+        self._let_go()
         if trainer.is_global_zero:
             for logger in _trackers(trainer):
                 logger.ended_by(exception)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run whose folder was moved know its best checkpoint still.
+
+        Without its score Lightning would take the next epoch for the best, and overwrite the file.
+        """
+        states = checkpoint.get("callbacks", {})
+        for callback in self.checkpoints if self.resumed else ():
+            state = states.get(callback.state_key)
+            if state and state["dirpath"] != callback.dirpath:
+                states[callback.state_key] = _moved(state, str(callback.dirpath))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the folder to whoever goes on with the run."""
+        self._let_go()
+
+    def _hold(self) -> None:
+        """Take the folder: two processes that save into it would mix two runs.
+
+        Raises:
+            ConfigError: If another process trains in it.
+        """
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._held = hold(self.folder)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.2)
+                    continue
+                raise ConfigError(
+                    f"resume: {self.folder} is in use: another process trains there; expected a "
+                    "run that has ended"
+                ) from None
+            return
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _place_checkpoints(self) -> None:
         for callback in self.checkpoints:
             # The form that Lightning compares with what a checkpoint remembers.
             callback.dirpath = os.path.realpath(self.folder)
+
+
+def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Return the state of a checkpoint callback for another folder with the same files."""
+
+    def there(path: str) -> str:
+        return str(Path(folder) / Path(path).name) if path else path
+
+    return {
+        **state,
+        "dirpath": folder,
+        **{key: there(value) for key, value in state.items() if key.endswith("_path")},
+        "best_k_models": {there(path): score for path, score in state["best_k_models"].items()},
+    }
 
 
 def _trackers(trainer: Trainer) -> list[tracking.MLflowLogger]:
@@ -152,7 +216,7 @@ def run_name(configs: Sequence[str]) -> str:
     if not configs:
         return "run"
     path = Path(configs[0])
-    if path.name in (CONFIG_FILE, "config.resumed.yaml"):  # of an earlier run: named as its folder
+    if path.name in (CONFIG_FILE, RESUMED_FILE):  # of an earlier run: named as its folder
         return path.resolve().parent.name
     parent = path.resolve().parent.name
     return path.stem if parent in ("", "configs") else f"{parent}-{path.stem}"

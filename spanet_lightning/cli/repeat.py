@@ -166,6 +166,7 @@ def redirect(config: dict[str, Any], run: RunView, uri: str) -> None:
         given["experiment_name"] = run.experiment
         given["tags"] = {"repeats": run.id}
     config["name"] = f"{config.get('name') or run.name}-repeat"
+    config["resume"] = "never"
     config.get("trainer", {})["default_root_dir"] = RUNS
     if isinstance(config.get("tracking"), dict):  # a repetition is no new version of a model
         config["tracking"]["register"] = None

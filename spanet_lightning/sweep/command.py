@@ -26,6 +26,10 @@ from spanet_lightning.sweep.definition import Study
 _NOT_THE_EXPERIMENT = (
     "name",
     "ckpt_path",
+    "resume",
+    "resume_fallback",
+    "allow_changes",
+    "finite_every",
     "pictures",
     "tracking",
     "trainer.default_root_dir",

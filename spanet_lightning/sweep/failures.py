@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from spanet_lightning.errors import NoMemoryError, NoSpaceError, NotFiniteError, SpanetError
 from spanet_lightning.exit import message, users_error
 from spanet_lightning.sweep.records import Failure
 
@@ -17,13 +18,14 @@ _NO_MEMORY = (
     "can't start new thread",
     "memoryerror",
 )
+_KINDS: dict[type[SpanetError], Failure] = {
+    NotFiniteError: "nan",
+    NoMemoryError: "out-of-memory",
+    NoSpaceError: "no-space",
+}
 _LOADER = "DataLoader worker"
 _EVENTS = Path("/sys/fs/cgroup/memory.events")
 _LONGEST = 500
-
-
-class NotFiniteError(RuntimeError):
-    """The loss of a step is not a number, or infinite."""
 
 
 def of_error(error: BaseException) -> tuple[Failure, str]:
@@ -34,10 +36,9 @@ def of_error(error: BaseException) -> tuple[Failure, str]:
     """
     found = users_error(error)
     if found is not None:
-        return "error", message(found)
+        kind = next((name for one, name in _KINDS.items() if isinstance(found, one)), "error")
+        return kind, message(found)
     text = _sentence(error)
-    if isinstance(error, NotFiniteError):
-        return "nan", str(error)
     lowered = str(error).lower()
     if isinstance(error, MemoryError) or any(words in lowered for words in _NO_MEMORY):
         return "out-of-memory", text

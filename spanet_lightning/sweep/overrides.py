@@ -15,6 +15,7 @@ _RESERVED = {
     "seed_everything": "ablation.seeds or search.train_seed say the seeds",
     "name": "the sweep names each run",
     "ckpt_path": "the sweep resumes each trial by itself",
+    "resume": "the sweep resumes each trial by itself",
     "config": "configurations stand under 'config'",
     "trainer.default_root_dir": "the sweep gives each trial its folder",
 }

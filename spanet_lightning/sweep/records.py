@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-Failure = Literal["error", "nan", "out-of-memory", "killed", "stopped", "timeout"]
+Failure = Literal["error", "nan", "out-of-memory", "no-space", "killed", "stopped", "timeout"]
 
 
 @dataclass(frozen=True)

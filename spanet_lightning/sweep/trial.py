@@ -6,7 +6,6 @@ nothing of Optuna. It ends with its worker: nothing trains on that nobody watche
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import threading
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from spanet_lightning.cli import Experiment
 from spanet_lightning.machine import commit, cpu_name
@@ -31,11 +29,10 @@ from spanet_lightning.tracking import MLflowLogger
 
 EXIT_FAILED = 1
 EXIT_ALONE = 3
-_CHECK_EVERY = 10  # steps between looks at the loss of an accelerator, which has to wait for it
 
 
 class Reporter(Callback):
-    """Writes events, ends a trial that is to be pruned, and one whose loss is no number.
+    """Writes events, and ends a trial that is to be pruned.
 
     Args:
         spec: What the worker told.
@@ -100,43 +97,13 @@ class Reporter(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Tell of the first step, look at the loss, and end the trial where it is to be pruned.
-
-        Raises:
-            NotFiniteError: If the loss is not finite.
-        """
+        """Tell of the first step, and end the trial where it is to be pruned."""
         if not self._stepped:
             self._stepped = True
             if trainer.is_global_zero:
                 self.events.write("step")
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        every = 1 if pl_module.device.type == "cpu" else _CHECK_EVERY
-        if isinstance(loss, Tensor) and batch_idx % every == 0:
-            wrong = not math.isfinite(float(loss.detach()))
-            if trainer.world_size > 1:  # all processes, or those that go on would wait for ever
-                wrong = trainer.strategy.reduce_boolean_decision(wrong, all=False)
-            if wrong:
-                raise failures.NotFiniteError(
-                    f"the loss was {float(loss.detach())} at step {trainer.global_step}, epoch "
-                    f"{trainer.current_epoch + 1}"
-                )
         if trainer.world_size == 1 and self.prune.exists():
             self._end_early(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the weights before they are judged: the last step may have spoilt them.
-
-        Raises:
-            NotFiniteError: If one is not finite, of which logits and accuracy may tell nothing.
-        """
-        if trainer.sanity_checking:
-            return
-        # The same in all processes, so that none is left waiting.
-        if not all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
-            raise failures.NotFiniteError(
-                f"weights were not finite after step {trainer.global_step}, epoch "
-                f"{trainer.current_epoch + 1}"
-            )
 
     def on_validation_end(
         self,

@@ -1,0 +1,390 @@
+"""Checkpoints can't be lost, and a run goes on from where it was, or says why it does not."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from spanet_lightning import checkpoints, cli
+from spanet_lightning.checkpoints import files
+from spanet_lightning.checkpoints.room import estimate, problem
+from spanet_lightning.cli import faults, resume
+from spanet_lightning.errors import CheckpointError, ConfigError, NoMemoryError, NoSpaceError
+from tests.helpers import UNTRACKED, refused
+
+RUN = Path("runs/digits-spanetv2")
+STATE = {"weights": torch.arange(5000.0), "note": ["kept", 1]}
+
+
+# -- files
+
+
+def test_checkpoint_tells_that_it_is_whole():
+    checkpoints.save(STATE, "a/new.ckpt")
+    assert checkpoints.verify("a/new.ckpt")
+    # The digest is within the file: it survives a copy, and every reader reads it as before.
+    shutil.copy("a/new.ckpt", "copy.ckpt")
+    assert checkpoints.verify("copy.ckpt")
+    for mapped in (False, True):
+        found = torch.load("copy.ckpt", weights_only=True, mmap=mapped)
+        assert torch.equal(found["weights"], STATE["weights"])
+    assert [path.name for path in Path("a").iterdir()] == ["new.ckpt"]
+
+
+def test_damage_is_found_wherever_it_is():
+    checkpoints.save(STATE, "whole.ckpt")
+    whole = Path("whole.ckpt").read_bytes()
+    # Plain Lightning loads a file with a flipped bit without a word.
+    for at in range(0, len(whole), len(whole) // 40):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1
+        Path("flipped.ckpt").write_bytes(flipped)
+        if at < 2:
+            continue  # no archive any more: its reader says so
+        with pytest.raises(checkpoints.DamagedError):
+            checkpoints.verify("flipped.ckpt")
+    for length in (0, 2, 100, len(whole) // 2, len(whole) - 1):
+        Path("cut.ckpt").write_bytes(whole[:length])
+        with pytest.raises(checkpoints.DamagedError, match=r"cut off|empty|were written"):
+            checkpoints.verify("cut.ckpt")
+
+
+def test_damage_of_a_file_without_digest_is_found():
+    torch.save(STATE, "stock.ckpt")
+    assert not checkpoints.verify("stock.ckpt")
+    content = bytearray(Path("stock.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("stock.ckpt").write_bytes(content)
+    with pytest.raises(checkpoints.DamagedError, match=r"part .*data"):
+        checkpoints.verify("stock.ckpt")
+
+
+@pytest.mark.parametrize("after", [0, 3000, 20_000])
+def test_full_disk_leaves_the_old_file(after, monkeypatch):
+    checkpoints.save({"old": 1}, "last.ckpt")
+    before = Path("last.ckpt").read_bytes()
+    write = files._Sink.write
+    monkeypatch.setattr(files._Sink, "write", lambda s, b: _full(s, b, write, after))
+    with pytest.raises(NoSpaceError, match=r"last.ckpt: can't be written.*full.*bytes are free"):
+        checkpoints.save(STATE, "last.ckpt")
+    assert Path("last.ckpt").read_bytes() == before
+    assert [path.name for path in Path().iterdir()] == ["last.ckpt"]
+
+
+def _full(sink, block, write, after):
+    if sink.size + len(block) > after:
+        sink.error = OSError(errno.ENOSPC, "No space left on device")
+        raise sink.error
+    return write(sink, block)
+
+
+def test_file_is_on_disk_before_it_has_its_name(monkeypatch):
+    order = []
+    monkeypatch.setattr(files.os, "fsync", lambda _: order.append("sync"))
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda a, b: (order.append(f"{a.parent == b.parent}"), replace(a, b))[1]
+    )
+    checkpoints.save(STATE, "last.ckpt")
+    assert order == ["sync", "True", "sync"]  # file, rename within its folder, folder
+
+
+def test_only_what_dead_writers_left_is_removed():
+    Path("run").mkdir()
+    dead = Path("run/.last.ckpt.0123456789ab.partial")
+    alive = Path("run/.best.ckpt.ba9876543210.partial")
+    others = [Path("run") / name for name in (".config.yaml.partial", "x.partial", "last.ckpt")]
+    for path in (dead, alive, *others):
+        path.write_bytes(b"x")
+    with alive.open("rb") as writer:
+        files._lock(writer.fileno())
+        assert checkpoints.clear_partials(Path("run")) == [dead]
+    assert all(path.exists() for path in (alive, *others))
+
+
+class Code:
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+def test_reading_runs_no_code():
+    reader = checkpoints.SafeCheckpointIO()
+    torch.save({"state_dict": Code()}, "evil.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        reader.load_checkpoint("evil.ckpt", weights_only=False)
+    assert not Path("ran").exists()
+    with pytest.raises(CheckpointError, match="expected a local file"):
+        reader.load_checkpoint("http://localhost/x.ckpt", weights_only=False)
+
+
+def test_room_is_asked_for_before_it_is_needed(monkeypatch):
+    model = torch.nn.Linear(1000, 1000, bias=False)
+    adam, sgd = torch.optim.AdamW(model.parameters()), torch.optim.SGD(model.parameters(), lr=1)
+    assert estimate(model, [adam]) == 3 * 4_000_000
+    assert estimate(model, [sgd]) == 4_000_000
+    # The estimate is what a file really takes.
+    model(torch.ones(1, 1000)).sum().backward()
+    adam.step()
+    size = len(_saved({"state_dict": model.state_dict(), "o": adam.state_dict()}))
+    assert abs(size - 12_000_000) < 10_000
+    monkeypatch.setattr(files, "free_bytes", lambda _: 30_000_000)
+    assert not problem(Path("run"), 12_000_000, ["last.ckpt"])
+    assert "3 files of about 12,000,000 bytes" in problem(
+        Path("run"), 12_000_000, ["last.ckpt", "best.ckpt"]
+    )
+    Path("run/last.ckpt").touch()  # takes the place of one that is there
+    assert not problem(Path("run"), 12_000_000, ["last.ckpt", "best.ckpt"])
+
+
+def _saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+# -- going on
+
+
+@pytest.fixture(scope="module")
+def run_of_one_epoch(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    cli.run(["fit", *UNTRACKED, f"--trainer.default_root_dir={root}", "--name=digits-spanetv2"])
+    return root / "digits-spanetv2"
+
+
+@pytest.fixture
+def trained(run_of_one_epoch) -> Path:
+    """The folder of a run of one epoch, as this test's own."""
+    shutil.copytree(run_of_one_epoch, RUN)
+    for name in ("config.yaml",):
+        text = (RUN / name).read_text()
+        (RUN / name).write_text(text.replace(str(run_of_one_epoch.parent), "runs"))
+    return RUN
+
+
+def test_resume_goes_on_by_name(trained, caplog):
+    args = ["fit", *UNTRACKED, "--trainer.max_epochs=2"]
+    trainer = cli.run([*args, "--resume=must"]).trainer
+    assert (trainer.current_epoch, trainer.global_step) == (2, 4)
+    assert [path.name for path in Path("runs").iterdir()] == [RUN.name]
+    assert f"resume: {RUN}/last.ckpt, epoch 1, step 2" in caplog.text
+    # The folder is a copy: the best score came with it, and the best file is still the best.
+    assert len(trainer.checkpoint_callback.best_k_models) == 1
+    assert Path(trainer.checkpoint_callback.best_model_path) == (RUN / "best.ckpt").absolute()
+    assert "trainer.max_epochs: 1 → 2" in caplog.text
+    # What it was asked is no part of what the next one compares.
+    assert resume.choose("auto", RUN).checkpoint == f"{RUN}/last.ckpt"
+
+
+def test_resume_where_nothing_is(capsys, caplog):
+    error = refused(["fit", *UNTRACKED, "--resume=must"], capsys)
+    assert f"resume: got 'must', but {RUN} has no checkpoint" in error
+    trainer = cli.run(["fit", *UNTRACKED, "--resume=auto"]).trainer
+    assert trainer.global_step == 2
+    assert f"{RUN} has no checkpoint: starting fresh" in caplog.text
+    assert (RUN / "last.ckpt").is_file()
+
+
+def test_run_killed_before_its_first_checkpoint_keeps_its_folder(trained):
+    for path in trained.glob("*.ckpt"):
+        path.unlink()
+    choice = resume.choose("auto", trained)
+    assert (choice.checkpoint, choice.folder) == (None, trained)
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        resume.choose("must", trained)
+    assert resume.choose("never", trained) == resume.Resume()
+
+
+def test_damaged_last_checkpoint_is_replaced_only_when_told(trained, capsys):
+    last = trained / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    offered = f"best.ckpt of epoch 1 loads: --ckpt_path={RUN}/best.ckpt"
+    error = refused(["fit", *UNTRACKED, "--resume=auto"], capsys)
+    assert f"resume: {RUN}/last.ckpt is damaged (it is cut off" in error
+    assert offered in error
+    assert offered in refused(["fit", *UNTRACKED, f"--ckpt_path={last}"], capsys)
+    assert offered in refused(["test", *UNTRACKED, f"--ckpt_path={last}"], capsys)
+    choice = resume.choose("auto", trained, fallback=True)
+    assert choice.checkpoint == f"{RUN}/best.ckpt"
+    assert "is damaged" in choice.says
+    for name in ("best.ckpt", "last.ckpt"):
+        (trained / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no other to go on from"):
+        resume.choose("auto", trained, fallback=True)
+
+
+def test_changed_configuration_is_refused_key_by_key(trained, capsys, caplog):
+    changed = ["fit", *UNTRACKED, "--resume=must", "--model.optimizer.lr=0.5",
+               "--data.batch_size=32", "--trainer.max_epochs=2"]  # fmt: skip
+    error = refused(changed, capsys)
+    assert "data.batch_size: 64 → 32; model.optimizer.lr: 0.002 → 0.5" in error
+    assert "--allow_changes=true" in error
+    assert "max_epochs" not in error  # more of the same is what resuming is for
+    cli.run([*changed, "--allow_changes=true"])
+    assert "resume, changed: model.optimizer.lr: 0.002 → 0.5" in caplog.text
+    # From now on, that is the configuration of the run.
+    assert yaml.safe_load((RUN / "config.resumed.yaml").read_text())["data"]["init_args"][
+        "batch_size"
+    ] == (32)
+    with pytest.raises(ConfigError, match="batch_size: 32 → 64"):
+        cli.run(["fit", *UNTRACKED, f"--ckpt_path={RUN}/last.ckpt"])
+
+
+def test_going_on_under_another_name_leaves_the_source_alone(trained):
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        cli.run(["fit", *UNTRACKED, "--trainer.max_epochs=2", "--name=other",
+                 f"--ckpt_path={RUN}/last.ckpt"])  # fmt: skip
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+    assert torch.load("runs/other/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_resume_and_a_file_at_once_are_refused(trained, capsys):
+    error = refused(["fit", *UNTRACKED, "--resume=auto", f"--ckpt_path={RUN}/best.ckpt"], capsys)
+    assert "resume: got 'auto', expected 'never' beside ckpt_path" in error
+
+
+def test_run_that_is_being_trained_is_not_resumed(trained, monkeypatch, capsys):
+    monkeypatch.setattr("spanet_lightning.cli.record._PATIENCE", 0.0)
+    before = {path.name for path in trained.iterdir()}
+    held = files.hold(trained)
+    with pytest.raises(ConfigError, match="is in use: another process trains there"):
+        cli.run(["fit", *UNTRACKED, "--resume=must", "--trainer.max_epochs=2"])
+    os.close(held)
+    assert {path.name for path in trained.iterdir()} == before
+
+
+def test_resume_command_is_the_run_again():
+    with_all = ["fit", "--config", "a b.yaml", "--ckpt_path", "x", "--resume=auto", "--name=n",
+                "--allow_changes=true", "--data.batch_size=8"]  # fmt: skip
+    said = resume.command(with_all, "n-2")
+    assert said.endswith("fit --config 'a b.yaml' --data.batch_size=8 --name=n-2 --resume=must")
+
+
+def test_keys_that_are_not_compared_exist():
+    experiment = cli.run(["fit", *UNTRACKED, "--trainer.fast_dev_run=true"])
+    keys = set(experiment.flat_config())
+    prefixes = {key[: i + 1] for key in keys for i in range(len(key))}
+    # A name that the trainer no longer has would be compared in vain, or never.
+    own = {name for name in resume._ASIDE if not name.startswith("data.")}
+    assert own <= prefixes
+
+
+# -- losses and weights that are no numbers
+
+
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_run_ends_at_what_is_no_number(what, monkeypatch, capsys):
+    from spanet_lightning import ClassificationTask
+
+    step = ClassificationTask.training_step
+
+    def spoilt(task, batch, index):
+        found = step(task, batch, index)
+        if task.global_step == 3 and what == "loss":
+            return found * float("nan")
+        if task.global_step == 3:
+            next(task.parameters()).data.fill_(float("inf"))
+        return found
+
+    monkeypatch.setattr(ClassificationTask, "training_step", spoilt)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["fit", *UNTRACKED, "--trainer.max_epochs=3"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 2
+    assert error.startswith("error: the loss was nan at step 4, epoch 2") or (
+        what == "weight" and "error: weights were not finite after step 4, epoch 2" in error
+    )
+    assert "the last finite checkpoint is" in error
+    assert f"{RUN}/last.ckpt" in error
+    # What was saved before is as it was; the stock callback saves NaN as best and last.
+    for name in ("last.ckpt", "best.ckpt"):
+        state = torch.load(RUN / name, weights_only=True)
+        assert state["global_step"] == 2
+        assert all(t.isfinite().all() for t in state["state_dict"].values())
+
+
+def test_tracker_is_told_of_a_loss_that_is_no_number():
+    from spanet_lightning import tracking
+    from spanet_lightning.errors import NotFiniteError
+    from tests.helpers import SHORT
+
+    with pytest.raises(NotFiniteError, match="the loss was nan"):
+        cli.run(["fit", *SHORT, "--model.optimizer.lr=1e38", "--trainer.limit_train_batches=6"])
+    client = tracking.connect(f"sqlite:///{Path('mlflow.db').absolute()}")
+    (run,) = client.search_runs([client.get_experiment_by_name("spanet").experiment_id])
+    assert run.info.status == "FAILED"
+    assert "the loss was nan" in run.data.tags["failure"]
+
+
+# -- faults from outside
+
+
+FLAT = {
+    "data.batch_size": 256,
+    "data.image_size": 224,
+    "data.num_workers": 8,
+    "trainer.precision": "16-mixed",
+    "model.optimizer.lr": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            NoMemoryError,
+            ("cuda:0", "2.00 GiB", "data.batch_size=256", "data.image_size=224",
+             "trainer.accumulate_grad_batches", "trainer.precision=16-mixed"),
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. "),
+            NoMemoryError,
+            ("pid 77", "ran out of memory", "data.num_workers=8"),
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
+            NoMemoryError,
+            ("7, 8", "data.num_workers=8"),
+        ),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that "
+                "dataloader's workers are out of shared memory."
+            ),
+            NoMemoryError,
+            ("shared memory", "df -h", "data.num_workers=8"),
+        ),
+        (OSError(errno.ENOSPC, "No space left", "runs/x/f"), NoSpaceError, ("runs/x/f", "full")),
+        (OSError(errno.EROFS, "Read-only", "runs/x"), NoSpaceError, ("runs/x", "read-only")),
+        (MemoryError(), NoMemoryError, ("the machine", "data.batch_size=256")),
+    ],
+)  # fmt: skip
+def test_fault_is_one_line_that_names_what_to_change(error, kind, words):
+    found = faults.explain(error, FLAT, "cuda:0")
+    assert type(found) is kind
+    assert "\n" not in str(found)
+    assert all(word in str(found) for word in words), found
+    assert faults.explain(RuntimeError("a bug"), FLAT) is None
+
+
+def test_device_out_of_memory_ends_with_one_line(monkeypatch, capsys):
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("spanet_lightning.ClassificationTask.training_step", step)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["fit", *UNTRACKED])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 2
+    assert error.startswith("error: out of memory on cpu (another 2.00 GiB were asked for) with ")
+    assert "data.batch_size=64" in error
