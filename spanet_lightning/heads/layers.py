@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -41,6 +43,24 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             self.momentum or 0.0,
             self.eps,
         )
+
+
+def mean_over_devices(count: int, like: Tensor) -> Tensor | float:
+    """Return what a sum over this device's share of a batch is divided by, at least 1.
+
+    Gradients are averaged over devices. Sums that each are divided by the mean count average to the
+    whole batch's sum over its count; divided by their own counts they would not, and a device with
+    one object would weigh as much as one with a hundred.
+
+    Args:
+        count: Of this device: anchors, boxes or pixels.
+        like: Tells the device.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return max(count, 1)
+    total = torch.tensor(float(count), device=like.device)
+    dist.all_reduce(total)
+    return total.clamp(min=1) / dist.get_world_size()
 
 
 def batch_norm(kind: HeadNorm, channels: int) -> nn.Module:
