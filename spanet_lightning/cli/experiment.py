@@ -20,7 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.cli import blame, check, checkpoints, keys, sources
+from spanet_lightning.cli import blame, check, checkpoints, global_batch, keys, sources
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
 from spanet_lightning.cli.overlays import Overlays
@@ -122,6 +122,14 @@ class Experiment(LightningCLI):
             default=0,
             help="Images to draw with what was found, beside what is there: with the "
             "predictions, or at each validation for the tracker. Boxes and masks only.",
+        )
+        parser.add_argument(
+            "--global_batch",
+            type=int | None,
+            default=None,
+            help="Images of one optimizer step, of all devices and accumulated batches. "
+            "data.batch_size is then the most that a device takes at once; accumulation follows. "
+            "Null takes data.batch_size on each device, and trainer.accumulate_grad_batches.",
         )
         parser.add_class_arguments(TrackingOptions, "tracking")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -234,9 +242,22 @@ class Experiment(LightningCLI):
                 callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
         try:
-            return Trainer(**config)
+            trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
+        self._share_batch(trainer)
+        return trainer
+
+    def _share_batch(self, trainer: Trainer) -> None:
+        """Derive the batch of a device and the accumulation, where the configuration leaves it."""
+        images = self._get(self.config_init, "global_batch")
+        if images is None or self.subcommand != "fit":
+            return
+        shared = global_batch.apply(images, trainer, self.datamodule)
+        trainer.callbacks.append(global_batch.WholeSteps(shared))  # type: ignore[attr-defined]
+        if self.record is not None:
+            self.record.params = {**self.record.params, **shared.params()}
+            self.record.config = f"# {shared}\n{self.record.config}"
 
     def _shown(
         self, record: RunRecord, given: Sequence[Callback], tracked_by_mlflow: bool
