@@ -22,6 +22,7 @@ from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.cli import blame, check, checkpoints, global_batch, keys, sources
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
+from spanet_lightning.cli.compute import Compute, ComputeOptions
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
 from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.cli.predictions import PredictionWriter
@@ -131,6 +132,7 @@ class Experiment(LightningCLI):
             "data.batch_size is then the most that a device takes at once; accumulation follows. "
             "Null takes data.batch_size on each device, and trainer.accumulate_grad_batches.",
         )
+        parser.add_class_arguments(ComputeOptions, "compute")
         parser.add_class_arguments(TrackingOptions, "tracking")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -228,6 +230,8 @@ class Experiment(LightningCLI):
             given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
             config["enable_checkpointing"] = False
         saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
+        compute = self._get(self.config_init, "compute")
+        given += [Compute(compute)] if compute.asked else []
         callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks)
