@@ -94,7 +94,7 @@ class StepLog(Callback):
             "lr": self.lr,
             "process": os.getpid(),
         }
-        with open(log_of(self.file, trainer.global_rank), "a") as log:
+        with log_of(self.file, trainer.global_rank).open("a") as log:
             log.write(json.dumps(line) + "\n")
 
 
