@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from spanet_lightning.data import ImageClassificationDataModule
 from spanet_lightning.data.checks import UnreadableImageError
-from spanet_lightning.data.loaders import eval_loader
+from spanet_lightning.data.loaders import exact_loader
 from spanet_lightning.data.posterize import posterize
 from spanet_lightning.errors import ConfigError, DataError
 
@@ -120,7 +120,7 @@ class Shards(IterableDataset[int]):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_evaluated_to_its_end(workers: int) -> None:
     """Lightning stops at the length of a loader, and two workers make one batch more than it."""
-    loader = eval_loader(Shards(), batch_size=4, num_workers=workers)
+    loader = exact_loader(Shards(), batch_size=4, num_workers=workers)
     assert sorted(torch.cat(list(loader)).tolist()) == list(range(10))
     assert not has_len(loader)
 
@@ -157,7 +157,7 @@ def test_defaults_are_the_published_augmentation() -> None:
     assert policy.num_layers == 2
     assert len(policy.ops) == 15
     assert {(op.prob, op.magnitude, op.magnitude_std) for op in policy.ops} == {(0.5, 9, 0.5)}
-    assert (erase.probability, erase.mode, erase.max_count) == (0.25, "pixel", 1)
+    assert (data.re_prob, erase.mode, erase.max_count) == (0.25, "pixel", 1)
 
 
 def noise(root: Path, count: int = 4, size: tuple[int, int] = (50, 44)) -> Path:
@@ -172,9 +172,18 @@ def noise(root: Path, count: int = 4, size: tuple[int, int] = (50, 44)) -> Path:
     return root / "noise"
 
 
-def stage(data: ImageClassificationDataModule, *, training: bool, precision: Any = None) -> None:
+def stage(
+    data: ImageClassificationDataModule,
+    *,
+    training: bool,
+    precision: Any = None,
+    world_size: int = 1,
+    rank: int = 0,
+) -> None:
     """Attach what the data module asks of a trainer."""
-    names = {"training": training, "current_epoch": 0, "precision_plugin": precision or Precision()}
+    names = {"training": training, "precision_plugin": precision or Precision()}
+    names |= {"current_epoch": 0, "world_size": world_size, "global_rank": rank}
+    names["fit_loop"] = type("Loop", (), {"batch_idx": -1})()  # no batch has been counted yet
     data.trainer = type("Trainer", (), names)()
 
 
@@ -193,11 +202,9 @@ def test_a_step_gets_what_timm_normalises_image_by_image(tmp_path: Path, split: 
     loader = data.train_dataloader() if split == "train" else data.val_dataloader()
     dataset: Any = loader.dataset
     order = list(loader.sampler)
-    seed_everything(0, verbose=False)
     stored, labels = next(iter(loader))
     assert stored.dtype == torch.uint8
-    dataset.transform = whole
-    seed_everything(0, verbose=False)
+    (dataset.dataset if split == "train" else dataset).transform = whole
     expected = [dataset[i] for i in order[:4]]
     images, same = data.on_after_batch_transfer((stored, labels), 0)
     torch.testing.assert_close(
@@ -217,6 +224,7 @@ def test_random_erasing_is_of_training_alone(tmp_path: Path) -> None:
     for seed in (0, 0, 1):
         stage(data, training=True)
         seed_everything(seed, verbose=False)
+        torch.rand(5)  # what a process has drawn before must not matter
         erased.append(data.on_after_batch_transfer(batch, 0)[0])
     changed = (erased[0] != plain).any(dim=1)
     assert changed.any(dim=(1, 2)).all()
@@ -225,6 +233,22 @@ def test_random_erasing_is_of_training_alone(tmp_path: Path) -> None:
     assert not torch.equal(erased[0], erased[2])
     stage(data, training=False)
     assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], plain)
+
+
+def test_erasing_is_the_same_in_one_process_or_two(tmp_path: Path) -> None:
+    """By the place of an image in the epoch's order, whoever has it."""
+    whole = module(noise(tmp_path), re_prob=0.5, batch_size=8)
+    whole.setup("fit")
+    images, labels = next(iter(whole.val_dataloader()))
+    stage(whole, training=True)
+    expected = whole.on_after_batch_transfer((images, labels), 0)[0]
+    assert 0 < (expected != whole.normalize(images)).flatten(1).any(dim=1).sum() < 8
+    data = module(noise(tmp_path), re_prob=0.5, batch_size=4)
+    parts = []
+    for rank, part in enumerate(images.split(4)):
+        stage(data, training=True, world_size=2, rank=rank)
+        parts.append(data.on_after_batch_transfer((part, labels), 0)[0])
+    assert torch.equal(torch.cat(parts), expected)
 
 
 def test_a_run_in_half_precision_gets_its_images_in_it(root: Path) -> None:

@@ -91,19 +91,20 @@ def test_order_follows_the_seed_and_the_epoch() -> None:
 
 
 def test_augmentation_moves_images_one_by_one() -> None:
-    torch.manual_seed(0)
     image = torch.zeros(1, 1, 32, 32)
     image[..., 12:20, 12:20] = 1
-    moved = random_affine(image.repeat(8, 1, 1, 1))
+    moved = random_affine(image.repeat(8, 1, 1, 1), range(8))
     assert moved.shape == (8, 1, 32, 32)
     assert all(not torch.equal(moved[0], other) for other in moved[1:])
     # a square of 8 pixels, 10 % larger or smaller at most, its edges smoothed
     assert torch.all((moved.sum((1, 2, 3)) / 64 - 1).abs() < 0.25)
+    # an image moves by its own seed, whatever batch it is in
+    assert torch.equal(moved[5:6], random_affine(image, [5]))
 
 
 def test_augmentation_of_nothing_is_the_identity() -> None:
     image = torch.rand(2, 3, 32, 32)
-    still = random_affine(image, degrees=0, scale=0, shift=0)
+    still = random_affine(image, [0, 1], degrees=0, scale=0, shift=0)
     torch.testing.assert_close(still, image, rtol=0, atol=1e-5)
 
 

@@ -1,58 +1,94 @@
-"""The order of samples: repeatable, of one group a batch, shared out exactly."""
+"""The order of samples: repeatable, shared out exactly, begun in the middle where a run goes on."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from functools import partial
+from itertools import chain
+from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import Dataset
 
-from spanet_lightning.data.samplers import ExactShare, GroupedShuffle
+from spanet_lightning.data import loaders
+from spanet_lightning.data.draws import Draw, Drawn, spread, uniform
+from spanet_lightning.data.loaders import BATCH, drawn_loader, exact_loader
+from spanet_lightning.data.samplers import EpochShuffle, ExactShare, GroupedShuffle
+from spanet_lightning.errors import DataError
 
 GROUPS = [0, 1, 1] * 7 + [0] * 4  # 11 and 14
+SAMPLERS = pytest.mark.parametrize(
+    "sampler", [partial(EpochShuffle, 25), partial(GroupedShuffle, GROUPS)], ids=["all", "grouped"]
+)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_share_out_what_one_would_see(
-    processes: int, monkeypatch: pytest.MonkeyPatch
+def batches(sampler) -> list[list[Draw]]:
+    """The batches that a process loads."""
+    draws = list(sampler)
+    size = sampler.batch_size
+    assert len(draws) == len(sampler)
+    return [draws[start : start + size] for start in range(0, len(draws), size)]
+
+
+@SAMPLERS
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_out_the_batches_that_one_would_see(
+    sampler, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Seeds of the augmentation included: they learn what one with more memory would."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    alone = batches(sampler(2 * processes, 3, 1, 0))
+    shares = [batches(sampler(2, 3, processes, rank)) for rank in range(processes)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == alone
+    numbers = [draw.number for batch in alone for draw in batch]
+    assert len(numbers) == len(set(numbers)) > 0
+
+
+def test_a_batch_is_of_one_group() -> None:
     alone = GroupedShuffle(GROUPS, 3, epoch=2, num_replicas=1, rank=0)
-    assert len(alone.batches()) == 11 // 3 + 14 // 3
-    shares = [GroupedShuffle(GROUPS, 3, 2, processes, rank) for rank in range(processes)]
-    draws = [list(share) for share in shares]
-    assert {len(draw) for draw in draws} == {len(shares[0])} == {len(s) for s in shares}
-    numbers = [draw.number for share in draws for draw in share]
-    assert len(numbers) == len(set(numbers)) == 7 // processes * processes * 3
-    known = {tuple(batch) for batch in alone.batches()}
-    for share in draws:
-        for start in range(0, len(share), 3):
-            batch = tuple(draw.number for draw in share[start : start + 3])
-            assert batch in known
-            assert len({GROUPS[number] for number in batch}) == 1
-    # The same image is augmented alike, whichever process reads it.
-    seeds = dict(alone)
-    assert all(draw.seed == seeds[draw.number] for share in draws for draw in share)
+    assert len(batches(alone)) == 11 // 3 + 14 // 3
+    for batch in batches(alone):
+        assert len({GROUPS[draw.number] for draw in batch}) == 1
 
 
-def test_order_and_seeds_follow_the_seed_and_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draws(seed: int, epoch: int) -> list[tuple[int, int]]:
+@SAMPLERS
+def test_order_and_seeds_follow_the_seed_and_the_epoch(
+    sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draws(seed: int, epoch: int) -> list[Draw]:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        sampler = GroupedShuffle(GROUPS, 3, num_replicas=1, rank=0)
-        sampler.set_epoch(epoch)
-        return list(sampler)
+        found = sampler(3, num_replicas=1, rank=0)
+        found.set_epoch(epoch)
+        return list(found)
 
     assert draws(0, 1) == draws(0, 1)
     assert draws(0, 1) != draws(0, 2)
     assert draws(0, 1) != draws(1, 1)
     assert not {s for _, s in draws(0, 1)} & {s for _, s in draws(0, 2)}
+    assert not {s for _, s in draws(0, 1)} & {s for _, s in draws(1, 1)}
 
 
-def test_no_image_sits_out_every_epoch() -> None:
-    sampler = GroupedShuffle(GROUPS, 4, num_replicas=1, rank=0)
+@SAMPLERS
+def test_a_pass_that_skips_is_the_rest_of_a_whole_one(sampler) -> None:
+    found = sampler(2, 4, 2, 1)
+    whole = batches(found)
+    found.skip(3)
+    rest = list(found)
+    assert rest == list(chain(*whole[3:]))
+    assert batches(found) == whole  # the next pass is whole again
+    assert len(found) == len(whole) * 2  # an epoch has as many batches as ever
+
+
+@SAMPLERS
+def test_no_image_sits_out_every_epoch(sampler) -> None:
+    found = sampler(4, num_replicas=1, rank=0)
     seen: Counter[int] = Counter()
     for epoch in range(30):
-        sampler.set_epoch(epoch)
-        seen.update(draw.number for draw in sampler)
+        found.set_epoch(epoch)
+        seen.update(draw.number for draw in found)
     assert set(seen) == set(range(len(GROUPS)))
 
 
@@ -61,3 +97,76 @@ def test_evaluation_sees_each_sample_once(size: int) -> None:
     shares = [ExactShare(size, 3, rank) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(size))
     assert sum(map(len, shares)) == size
+
+
+def test_seeds_of_an_epoch_differ_and_numbers_by_them_are_uniform() -> None:
+    seeds = spread(3, np.arange(100_000))
+    assert len(set(seeds.tolist())) == 100_000
+    assert seeds.min() >= 0  # torch takes no others
+    numbers = uniform(seeds, 4)
+    assert 0 <= numbers.min() < numbers.max() < 1
+    for column in numbers.T:
+        counts = np.histogram(column, bins=20, range=(0, 1))[0]
+        assert np.abs(counts - 5000).max() < 5 * np.sqrt(5000)
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 0.02
+    assert np.array_equal(uniform(seeds[7:8], 4)[0], numbers[7])
+
+
+# Loaders
+
+
+class Noise(Dataset):
+    """Reads its number and what the three generators give, as transforms draw from them."""
+
+    read: ClassVar[list[int]] = []
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        self.read.append(number)
+        drawn = (random.random(), np.random.rand(), float(torch.rand(1)))  # noqa: NPY002 - as timm's
+        return torch.tensor([number, *drawn], dtype=torch.float64)
+
+
+def loaded(workers: int, skip: int = 0) -> list[torch.Tensor]:
+    random.seed()  # what a process has drawn before must not matter
+    loader = drawn_loader(Noise(), batch_size=4, num_workers=workers, epoch=1)
+    loader.load_state_dict({BATCH: skip})
+    return list(loader)
+
+
+def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does what was drawn before; another seed changes order and augmentation."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    alone = torch.stack(loaded(0))
+    assert torch.equal(alone, torch.stack(loaded(2)))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "2")
+    other = torch.stack(loaded(0))
+    assert not torch.equal(other[..., 0], alone[..., 0])
+    assert not {*other[..., 1:].flatten().tolist()} & {*alone[..., 1:].flatten().tolist()}
+
+
+def test_a_loader_begins_in_the_middle_and_reads_nothing_before() -> None:
+    whole = loaded(0)
+    Noise.read.clear()
+    rest = loaded(0, skip=2)
+    assert torch.equal(torch.stack(rest), torch.stack(whole[2:]))
+    assert Noise.read == [int(sample[0]) for batch in whole[2:] for sample in batch]
+
+
+def test_drawing_by_a_seed_leaves_the_streams_alone() -> None:
+    def now() -> tuple:
+        numpy = np.random.get_state()[1]  # noqa: NPY002
+        return random.getstate(), torch.get_rng_state().tolist(), numpy.tolist()
+
+    before = now()
+    Drawn(Noise())[Draw(3, seed=2**40)]
+    assert now() == before
+
+
+def test_more_processes_than_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one without would end its evaluation at once, and the others would wait for it."""
+    monkeypatch.setattr(loaders, "processes", lambda: (21, 0))
+    with pytest.raises(DataError, match=r"trainer.devices: got 21 processes for 20 images"):
+        exact_loader(Noise(), batch_size=4, num_workers=0)

@@ -215,7 +215,8 @@ def _ours(root: Path, mode: str, workers: int, settings: LoaderSettings) -> Load
 
     def batches() -> Iterator[Any]:
         for images, labels in loader:
-            yield module.normalize(images, erase=training), labels  # as the hook
+            erase = range(len(images)) if training else ()
+            yield module.normalize(images, erase), labels  # as the hook
 
     return Loader(batches)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from lightning import LightningDataModule
 from timm.data.dataset import ImageDataset, IterableImageDataset
@@ -23,12 +27,14 @@ from spanet_lightning.data.checks import (
     read_folder,
     split_folder,
 )
-from spanet_lightning.data.loaders import eval_loader, train_loader
+from spanet_lightning.data.draws import entropy, preserved, spread, uniform
+from spanet_lightning.data.loaders import drawn_loader, exact_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels, Normalize, in_precision_of_run
 from spanet_lightning.data.posterize import repair_posterize
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
+_ERASING = 1  # sets its seeds apart from those of the samples
 SOURCES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 TrainInterpolation = Literal["random", "bilinear", "bicubic", "nearest", "lanczos"]
@@ -140,11 +146,9 @@ class ImageClassificationDataModule(LightningDataModule):
         self._datasets: dict[str, Dataset[Any]] = {}
         self._normalize = Normalize(mean, std)
         self.mean, self.std = mean, std
-        self.erasing = (
-            RandomErasing(re_prob, mode="pixel", max_count=1, device="cpu")  # type: ignore[no-untyped-call]
-            if re_prob > 0
-            else None
-        )
+        self.re_prob = re_prob
+        # Of the images that are picked by then: see `erase`.
+        self.erasing = RandomErasing(1.0, mode="pixel", max_count=1, device="cpu")  # type: ignore[no-untyped-call]
         try:
             self.train_transform = create_transform(
                 image_size,
@@ -256,22 +260,27 @@ class ImageClassificationDataModule(LightningDataModule):
             self._check_classes()
 
     def normalize(
-        self, images: UInt8[Tensor, "b 3 h w"], erase: bool = False
+        self, images: UInt8[Tensor, "b 3 h w"], erase: Sequence[int] = ()
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images of a loader as a network takes them, on the device that they are on.
 
         Args:
             images: Values 0 to 255.
-            erase: Whether to erase at random, as in training: in a share of `re_prob` of the images
-                noise fills a box.
+            erase: A seed for each image to erase at random by, as in training: in a share of
+                `re_prob` of the images noise fills a box. Without seeds nothing is erased.
 
         Returns:
             (images - 255 mean) / (255 std) as float32, contiguous.
         """
         found = self._normalize(images)
-        if erase and self.erasing is not None:
+        picked = uniform(np.asarray(erase), 1)[:, 0] < self.re_prob if len(erase) else np.zeros(0)
+        if picked.any():
             self.erasing.device = images.device
-            found = self.erasing(found)
+            with preserved():
+                for i in np.flatnonzero(picked):
+                    random.seed(int(erase[i]))
+                    torch.manual_seed(int(erase[i]))
+                    self.erasing(found[i])
         return found
 
     def on_after_batch_transfer(
@@ -290,9 +299,20 @@ class ImageClassificationDataModule(LightningDataModule):
             labels as they came.
         """
         images, labels = batch
-        trainer = self.trainer
-        images = self.normalize(images, erase=trainer is not None and trainer.training)
+        images = self.normalize(images, self._erase_seeds(len(images)))
         return in_precision_of_run(images, self), labels
+
+    def _erase_seeds(self, count: int) -> list[int]:
+        """Return a seed for each image of a training batch, by its place in the epoch's order."""
+        trainer = self.trainer
+        if trainer is None or not trainer.training or self.re_prob == 0:
+            return []
+        # The batch has not been counted yet. The place is the same with any number of processes
+        # that share out the same batches.
+        batch = (trainer.fit_loop.batch_idx + 1) * trainer.world_size + trainer.global_rank
+        places = batch * self.batch_size + np.arange(count)
+        seeds: list[int] = spread(entropy(trainer.current_epoch, _ERASING), places).tolist()
+        return seeds
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented, as uint8."""
@@ -300,7 +320,7 @@ class ImageClassificationDataModule(LightningDataModule):
         dataset = self._datasets["train_split"]
         if isinstance(dataset, IterableImageDataset):
             dataset.set_epoch(epoch)  # type: ignore[no-untyped-call]
-        return train_loader(
+        return drawn_loader(
             dataset, batch_size=self.batch_size, num_workers=self.num_workers, epoch=epoch
         )
 
@@ -317,7 +337,7 @@ class ImageClassificationDataModule(LightningDataModule):
         return self._evaluated("test_split" if self.predict_root is None else "predict")
 
     def _evaluated(self, key: str) -> DataLoader[Any]:
-        return eval_loader(
+        return exact_loader(
             self._datasets[key], batch_size=self.batch_size, num_workers=self.num_workers
         )
 

@@ -22,10 +22,10 @@ from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.detection_transforms import Augmentation
 from spanet_lightning.data.faults import refuse
 from spanet_lightning.data.images import check_folder
+from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.padding import Padding
-from spanet_lightning.data.samplers import Collate
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
 BadBoxes = Literal["refuse", "drop"]

@@ -15,10 +15,10 @@ from spanet_lightning.data import detection_transforms
 from spanet_lightning.data.batches import DetectionTarget
 from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.coco_file import CocoIndex
+from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.images import images_to_predict, read_image
 from spanet_lightning.data.padding import DetectionSample
-from spanet_lightning.data.samplers import Draw
 
 LEAST_SIDE = 32
 """Pixels: smaller images are not trained on, as in the published runs."""

@@ -10,8 +10,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from spanet_lightning.data.batches import DetectionBatch, SegmentationBatch
+from spanet_lightning.data.loaders import Collate, exact_loader, grouped_loader
 from spanet_lightning.data.normalize import Channels, Normalize, in_precision_of_run
-from spanet_lightning.data.samplers import Collate, exact_loader, grouped_loader
 from spanet_lightning.errors import invalid
 
 Batch = TypeVar("Batch", DetectionBatch, SegmentationBatch)
@@ -119,7 +119,6 @@ class DenseDataModule(LightningDataModule, ABC):
     def _in_order(self, dataset: Any) -> DataLoader[Any]:
         return exact_loader(
             dataset,
-            len(dataset),
             batch_size=self.eval_batch_size,
             num_workers=self.num_workers,
             collate=self.collate(training=False),

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from spanet_lightning.data import digits
 from spanet_lightning.data.batches import DetectionTarget
 from spanet_lightning.data.dense import DenseDataModule
+from spanet_lightning.data.draws import Draw
+from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest
 from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.data.padding import DetectionSample, Padding, SegmentationSample
-from spanet_lightning.data.samplers import Collate, Draw
 from spanet_lightning.data.scenes import MOST_DIGIT, Scene, draw
 from spanet_lightning.errors import invalid, invalid_choice
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from spanet_lightning.data.loaders import eval_loader, train_loader
+from spanet_lightning.data.draws import Draw, uniform
+from spanet_lightning.data.loaders import exact_loader, train_loader
 from spanet_lightning.data.manifest import DataIdentity, digest
 from spanet_lightning.errors import invalid
 
@@ -120,11 +123,11 @@ class DigitsDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches, augmented where that is asked for."""
         return train_loader(
-            self.splits["train"],
+            DrawnDigits(self.splits["train"]),
             batch_size=self.batch_size,
             num_workers=0,
             epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            collate=augmented_batch if self.augment else None,
+            collate=augmented_batch if self.augment else plain_batch,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -140,7 +143,27 @@ class DigitsDataModule(LightningDataModule):
         return self._evaluated("test")
 
     def _evaluated(self, split: str) -> DataLoader[Any]:
-        return eval_loader(self.splits[split], batch_size=self.batch_size, num_workers=0)
+        return exact_loader(self.splits[split], batch_size=self.batch_size, num_workers=0)
+
+
+class DrawnDigits(Dataset[tuple[Tensor, Tensor, int]]):
+    """The training images, each with its class and the seed of its draw.
+
+    Args:
+        images: The images and their classes.
+    """
+
+    def __init__(self, images: TensorDataset) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw | int) -> tuple[Tensor, Tensor, int]:
+        # A number alone comes from Lightning's sampler for `overfit_batches`.
+        number, seed = draw if isinstance(draw, Draw) else (draw, draw)
+        image, label = self.images[number]
+        return image, label, seed
 
 
 def load() -> tuple[Float[Tensor, "n 1 8 8"], Tensor]:
@@ -186,14 +209,21 @@ def fingerprint(indices: dict[str, list[int]]) -> str:
     return hashlib.sha256(repr(sorted(indices.items())).encode()).hexdigest()[:8]
 
 
-def augmented_batch(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return a batch whose images are turned, scaled and shifted at random, one by one."""
-    images, labels = default_collate(samples)
-    return random_affine(images), labels
+def plain_batch(samples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Return a batch of images as they are, and their classes."""
+    images, labels, _ = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def augmented_batch(samples: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Return a batch whose images are turned, scaled and shifted, each by its own seed."""
+    images, labels = plain_batch(samples)
+    return random_affine(images, [seed for _, _, seed in samples]), labels
 
 
 def random_affine(
     images: Float[Tensor, "b c h w"],
+    seeds: Sequence[int],
     degrees: float = 10.0,
     scale: float = 0.1,
     shift: float = 0.08,
@@ -202,12 +232,13 @@ def random_affine(
 
     Args:
         images: A batch.
+        seeds: What the similarity of each image is drawn by.
         degrees: Largest angle, in degrees.
         scale: Largest change of size, as a fraction.
         shift: Largest shift in each direction, as a fraction of the width and height.
     """
-    batch = len(images)
-    angle, zoom, dx, dy = (2 * torch.rand(4, batch) - 1).unbind()
+    drawn = torch.from_numpy(2 * uniform(np.asarray(seeds), 4) - 1).float()
+    angle, zoom, dx, dy = drawn.unbind(dim=1)
     angle = angle * math.radians(degrees)
     zoom = 1 + zoom * scale
     cos, sin = zoom * angle.cos(), zoom * angle.sin()

@@ -1,47 +1,51 @@
-"""Loaders that both data modules use: shuffled by epoch for training, in order otherwise."""
+"""Loaders that all data modules use: shuffled by epoch for training, in order otherwise."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from spanet_lightning.data.draws import Drawn
+from spanet_lightning.data.samplers import (
+    EpochShuffle,
+    ExactShare,
+    GroupedShuffle,
+    TrainingSampler,
+    processes,
+)
 from spanet_lightning.errors import DataError
 
 Collate = Callable[[list[Any]], Any]
+BATCH = "spanet_batch"
+"""Key of a loader's state in a checkpoint: batches of the epoch that had been trained on."""
 
 
-class EpochShuffle(Sampler[int]):
-    """All indices in an order that depends on the run's seed and the epoch alone.
+class ResumableLoader(DataLoader[Any]):
+    """A loader that a resumed run begins in the middle of, reading none of what comes before.
 
-    torch's own sampler draws from the process's generator, so the order after a resume depends on
-    what else has been drawn. Lightning calls `set_epoch` before each epoch.
-
-    Args:
-        size: Number of indices.
-        epoch: The epoch of the first pass: that of the checkpoint where a run is resumed.
+    Lightning takes its state for a checkpoint and gives it back. What to write there only the task
+    knows: the loader is some batches ahead of the training where workers fill a queue.
     """
 
-    def __init__(self, size: int, epoch: int) -> None:
-        self.size = size
-        # What DataLoader draws the seeds of its workers from, so these repeat as well.
-        self.generator = torch.Generator()
-        self.set_epoch(epoch)
+    def state_dict(self) -> dict[str, Any]:
+        """Return what marks the place in a checkpoint for `Task.on_load_checkpoint` to fill in."""
+        return {BATCH: 0}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        self.epoch = epoch
-        self.generator.manual_seed(_seed(epoch))
-
-    def __iter__(self) -> Iterator[int]:
-        order = torch.Generator().manual_seed(_seed(self.epoch))
-        yield from torch.randperm(self.size, generator=order).tolist()
-
-    def __len__(self) -> int:
-        return self.size
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next pass after the batches that the state counts."""
+        batches = int(state.get(BATCH, 0))
+        if isinstance(self.sampler, TrainingSampler):
+            self.sampler.skip(batches)
+        elif batches:
+            rank_zero_warn(  # trainer.overfit_batches puts a sampler of its own there
+                "This run goes on amid an epoch, but its loader can't: the first "
+                f"{batches} batches of the epoch are trained on once more."
+            )
 
 
 class Stream(IterableDataset[Any]):
@@ -61,11 +65,6 @@ class Stream(IterableDataset[Any]):
         yield from self.dataset
 
 
-def _seed(epoch: int) -> int:
-    # Lightning's seed_everything leaves the run's seed there; 0 without, as Lightning's samplers.
-    return (int(os.environ.get("PL_GLOBAL_SEED", "0")) << 20) + epoch
-
-
 def train_loader(
     dataset: Dataset[Any],
     *,
@@ -77,46 +76,137 @@ def train_loader(
     """Return a loader of shuffled batches, all of `batch_size`: the rest of an epoch is dropped.
 
     Args:
-        dataset: What to draw from; an iterable data set has to shuffle by itself.
+        dataset: What to draw from, by a `Draw` if it takes one; an iterable data set has to shuffle
+            by itself.
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load; 0 loads in the training process.
         epoch: The epoch that the run starts or resumes at.
         collate: Makes a batch of a list of samples; torch's default where it is None.
 
     Raises:
-        DataError: If the data set does not fill one batch.
+        DataError: If the data set does not fill one batch on every process.
     """
-    shared: dict[str, Any] = {
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "collate_fn": collate,
-        "drop_last": True,
-        "pin_memory": torch.cuda.is_available(),
-    }
     if isinstance(dataset, IterableDataset):
-        return DataLoader(dataset, **shared)
-    size = len(dataset)  # type: ignore[arg-type]  # every map-style set here is sized
-    if size < batch_size:
-        raise DataError(
-            f"batch_size: got {batch_size}, expected at most {size}, the training images"
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=collate,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
         )
-    shuffle = EpochShuffle(size, epoch)
-    return DataLoader(dataset, sampler=shuffle, generator=shuffle.generator, **shared)
+    size = len(dataset)  # type: ignore[arg-type]  # every map-style set here is sized
+    sampler = EpochShuffle(size, batch_size, epoch)
+    if len(sampler) == 0:
+        raise _too_few(batch_size, f"{size}, the training images", sampler)
+    return _shuffled(dataset, sampler, num_workers, collate)
 
 
-def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
+def drawn_loader(
+    dataset: Dataset[Any], *, batch_size: int, num_workers: int, epoch: int
+) -> DataLoader[Any]:
+    """Return `train_loader` of a data set that draws from the process's generators, as timm's do.
+
+    Args:
+        dataset: What to draw from; see `Drawn`. An iterable data set is left alone.
+        batch_size: Images in a batch, on each device.
+        num_workers: Processes that load; 0 loads in the training process.
+        epoch: The epoch that the run starts or resumes at.
+
+    Raises:
+        DataError: If the data set does not fill one batch on every process.
+    """
+    if not isinstance(dataset, IterableDataset):
+        dataset = Drawn(dataset)
+    return train_loader(dataset, batch_size=batch_size, num_workers=num_workers, epoch=epoch)
+
+
+def grouped_loader(
+    dataset: Dataset[Any],
+    groups: Sequence[int],
+    *,
+    batch_size: int,
+    num_workers: int,
+    epoch: int,
+    collate: Collate,
+) -> DataLoader[Any]:
+    """Return a loader of shuffled full batches, each of one group.
+
+    Args:
+        dataset: Is asked for each `Draw`.
+        groups: The group of each of its samples.
+        batch_size: Images in a batch, on each device.
+        num_workers: Processes that load; 0 loads in the training process.
+        epoch: The epoch that the run starts or resumes at.
+        collate: Makes a batch of a list of samples.
+
+    Raises:
+        DataError: If no group fills one batch on every process.
+    """
+    sampler = GroupedShuffle(groups, batch_size, epoch)
+    if len(sampler) == 0:
+        many = len(np.unique(sampler.groups)) > 1
+        of = ", those of one aspect ratio" if many else ""
+        raise _too_few(batch_size, f"the {len(groups)} training images{of}", sampler)
+    return _shuffled(dataset, sampler, num_workers, collate)
+
+
+def exact_loader(
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    num_workers: int,
+    collate: Collate | None = None,
+) -> DataLoader[Any]:
     """Return a loader of everything in its own order, the last batch as small as it comes.
+
+    Several processes share the samples out, each to one of them.
 
     Args:
         dataset: What to evaluate.
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load; 0 loads in the training process.
+        collate: Makes a batch of a list of samples; torch's default where it is None.
+
+    Raises:
+        DataError: If there are more processes than samples.
     """
-    if isinstance(dataset, IterableDataset):
-        dataset = Stream(dataset)
+    stream = isinstance(dataset, IterableDataset)
+    size = 0 if stream else len(dataset)  # type: ignore[arg-type]
+    count = processes()[0]
+    if not stream and size < count > 1:
+        # One without would leave the others waiting for its part of the metrics.
+        raise DataError(
+            f"trainer.devices: got {count} processes for {size} images to evaluate, expected at "
+            "most as many"
+        )
     return DataLoader(
-        dataset,
+        Stream(dataset) if isinstance(dataset, IterableDataset) else dataset,
         batch_size=batch_size,
+        sampler=None if stream else ExactShare(size),
         num_workers=num_workers,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _shuffled(
+    dataset: Dataset[Any], sampler: TrainingSampler, num_workers: int, collate: Collate | None
+) -> ResumableLoader:
+    return ResumableLoader(
+        dataset,
+        batch_size=sampler.batch_size,
+        # Exactly batch_size samples of a batch follow each other, so the loader's fall on them.
+        sampler=sampler,
+        generator=sampler.generator,
+        num_workers=num_workers,
+        collate_fn=collate,
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _too_few(batch_size: int, images: str, sampler: TrainingSampler) -> DataError:
+    count = sampler.num_replicas
+    each = f", on each of {count} processes" if count > 1 else ""
+    return DataError(f"batch_size: got {batch_size}, expected at most {images}{each}")

@@ -1,53 +1,135 @@
 """Which sample comes when: by seed and epoch in training, each exactly once in evaluation.
 
-Both are torch's DistributedSampler by type, so that Lightning leaves them alone: what it would put
+All are torch's DistributedSampler by type, so that Lightning leaves them alone: what it would put
 in their place repeats samples of an evaluation until every process has as many.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
-from spanet_lightning.errors import DataError
-
-Collate = Callable[[list[Any]], Any]
+from spanet_lightning.data.draws import Draw, entropy, run_seed, spread
 
 
-class Draw(NamedTuple):
-    """One reading of a training sample.
+class TrainingSampler(DistributedSampler[Any]):
+    """Base of the orders of training: full batches that depend on the run's seed and the epoch.
 
-    Attributes:
-        number: Which sample.
-        seed: Seed of its augmentation, made of the run's seed, the epoch and the number: neither
-            the number of processes nor what they have drawn before changes an image.
+    Several processes share out the very batches that one process with the batch size of all of them
+    together would see: the first takes the first part of each, and so on.
+
+    Args:
+        batch_size: Samples of a batch, on each process.
+        epoch: The epoch of the first pass: that of the checkpoint where a run is resumed.
+        num_replicas: Processes; null asks torch.distributed.
+        rank: Which of them this is; null asks torch.distributed.
     """
 
-    number: int
-    seed: int
+    def __init__(
+        self,
+        batch_size: int,
+        epoch: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        self.batch_size = batch_size
+        self.num_replicas, self.rank = processes(num_replicas, rank)
+        # What DataLoader draws the seeds of its workers from, so these repeat as well.
+        self.generator = torch.Generator()
+        self.skipped = 0
+        self.set_epoch(epoch)
 
-    @contextmanager
-    def seeded(self) -> Iterator[None]:
-        """Draw torch's random numbers by the seed; the caller's stream goes on as if unused."""
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(self.seed)
-            yield
+    @property
+    def global_batch(self) -> int:
+        """Samples of a batch, on all processes together."""
+        return self.batch_size * self.num_replicas
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+        self.generator.manual_seed(entropy(epoch))
+
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of the next pass, of which none is read: a resumed run."""
+        self.skipped = batches
+
+    @abstractmethod
+    def batches(self) -> Sequence[Sequence[int]]:
+        """Return the batches of the epoch, each of all processes, in order."""
+
+    @abstractmethod
+    def rounds(self) -> int:
+        """Return how many batches an epoch has."""
+
+    @abstractmethod
+    def seeds(self, batch: Sequence[int]) -> Sequence[int]:
+        """Return the seed of the augmentation of each sample of a batch in this epoch."""
+
+    def __iter__(self) -> Iterator[Draw]:
+        skipped, self.skipped = self.skipped, 0
+        first = self.rank * self.batch_size
+        for batch in self.batches()[skipped:]:
+            share = batch[first : first + self.batch_size]
+            for number, seed in zip(share, self.seeds(share), strict=True):
+                yield Draw(int(number), int(seed))
+
+    def __len__(self) -> int:
+        return self.rounds() * self.batch_size
 
 
-class GroupedShuffle(DistributedSampler[Any]):
+class EpochShuffle(TrainingSampler):
+    """All samples in random order; what does not fill a last batch sits out that epoch.
+
+    torch's own sampler draws from the process's generator, so the order after a resume depends on
+    what else has been drawn. Lightning calls `set_epoch` before each epoch.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples of a batch, on each process.
+        epoch: The epoch of the first pass: that of the checkpoint where a run is resumed.
+        num_replicas: Processes; null asks torch.distributed.
+        rank: Which of them this is; null asks torch.distributed.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        epoch: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        self.size = size
+        super().__init__(batch_size, epoch, num_replicas, rank)
+
+    def batches(self) -> Sequence[Sequence[int]]:
+        """Return the batches of the epoch, each of all processes, in order."""
+        generator = torch.Generator().manual_seed((run_seed() << 20) + self.epoch)
+        order = torch.randperm(self.size, generator=generator).numpy()
+        full = order[: self.rounds() * self.global_batch]
+        return full.reshape(-1, self.global_batch)  # type: ignore[no-any-return]
+
+    def rounds(self) -> int:
+        """Return how many batches an epoch has."""
+        return self.size // self.global_batch
+
+    def seeds(self, batch: Sequence[int]) -> Sequence[int]:
+        """Return the seed of the augmentation of each sample of a batch in this epoch."""
+        return spread(entropy(self.epoch), np.asarray(batch)).tolist()  # type: ignore[no-any-return]
+
+
+class GroupedShuffle(TrainingSampler):
     """Samples in random order, so that each batch holds samples of one group alone.
 
     Detection groups images by aspect ratio: a batch of wide and tall images would be mostly
-    padding. The batches of an epoch depend on the run's seed and the epoch. Several processes share
-    out the very batches that one process would see, each as many as the others: what does not fill
-    a batch of its group, or a last round of batches, sits out that epoch.
+    padding. What does not fill a batch of its group, on all processes together, sits out that
+    epoch.
 
     Args:
         groups: The group of each sample.
@@ -66,39 +148,26 @@ class GroupedShuffle(DistributedSampler[Any]):
         rank: int | None = None,
     ) -> None:
         self.groups = np.asarray(groups, dtype=np.int64)
-        self.batch_size = batch_size
-        self.num_replicas, self.rank = processes(num_replicas, rank)
-        self.epoch = epoch
-        # What DataLoader draws the seeds of its workers from, so these repeat as well.
-        self.generator = torch.Generator()
-        self.set_epoch(epoch)
+        super().__init__(batch_size, epoch, num_replicas, rank)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        self.epoch = epoch
-        self.generator.manual_seed(_entropy(epoch))
-
-    def batches(self) -> list[list[int]]:
-        """Return the batches of the epoch, of all processes, in order."""
-        order = np.random.default_rng(_entropy(self.epoch))
+    def batches(self) -> Sequence[Sequence[int]]:
+        """Return the batches of the epoch, each of all processes, in order."""
+        order = np.random.default_rng(entropy(self.epoch))
         found: list[list[int]] = []
         for group in np.unique(self.groups):
             members = order.permutation(np.flatnonzero(self.groups == group))
-            full = len(members) // self.batch_size
-            found += members[: full * self.batch_size].reshape(full, self.batch_size).tolist()
-        rounds = len(found) // self.num_replicas
-        return [found[i] for i in order.permutation(len(found))[: rounds * self.num_replicas]]
+            full = len(members) // self.global_batch
+            found += members[: full * self.global_batch].reshape(full, self.global_batch).tolist()
+        return [found[i] for i in order.permutation(len(found))]
 
-    def __iter__(self) -> Iterator[Draw]:
-        for batch in self.batches()[self.rank :: self.num_replicas]:
-            for index in batch:
-                yield Draw(index, _entropy(self.epoch, index))
+    def rounds(self) -> int:
+        """Return how many batches an epoch has."""
+        counts = np.unique(self.groups, return_counts=True)[1]
+        return int((counts // self.global_batch).sum())
 
-    def __len__(self) -> int:
-        full = sum(
-            int((self.groups == group).sum()) // self.batch_size for group in np.unique(self.groups)
-        )
-        return full // self.num_replicas * self.batch_size
+    def seeds(self, batch: Sequence[int]) -> Sequence[int]:
+        """Return the seed of the augmentation of each sample of a batch in this epoch."""
+        return [entropy(self.epoch, number) for number in batch]
 
 
 class ExactShare(DistributedSampler[Any]):
@@ -132,80 +201,3 @@ def processes(num_replicas: int | None = None, rank: int | None = None) -> tuple
     if rank is None:
         rank = dist.get_rank() if known else 0
     return num_replicas, rank
-
-
-def grouped_loader(
-    dataset: Dataset[Any],
-    groups: Sequence[int],
-    *,
-    batch_size: int,
-    num_workers: int,
-    epoch: int,
-    collate: Collate,
-) -> DataLoader[Any]:
-    """Return a loader of shuffled full batches, each of one group.
-
-    Args:
-        dataset: Is asked for each `Draw`.
-        groups: The group of each of its samples.
-        batch_size: Images in a batch, on each device.
-        num_workers: Processes that load; 0 loads in the training process.
-        epoch: The epoch that the run starts or resumes at.
-        collate: Makes a batch of a list of samples.
-
-    Raises:
-        DataError: If no group fills one batch on every process.
-    """
-    sampler = GroupedShuffle(groups, batch_size, epoch)
-    if len(sampler) == 0:
-        many = len(np.unique(sampler.groups)) > 1
-        raise DataError(
-            f"batch_size: got {batch_size}, expected at most the {len(groups)} training images"
-            f"{', those of one aspect ratio' if many else ''}, on each of {sampler.num_replicas} "
-            "processes"
-        )
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        # Exactly batch_size samples of a group follow each other, so batches fall on them.
-        sampler=sampler,
-        generator=sampler.generator,
-        num_workers=num_workers,
-        collate_fn=collate,
-        drop_last=True,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def exact_loader(
-    dataset: Dataset[Any],
-    size: int,
-    *,
-    batch_size: int,
-    num_workers: int,
-    collate: Collate,
-) -> DataLoader[Any]:
-    """Return a loader of everything in order, the last batch as small as it comes.
-
-    Args:
-        dataset: What to evaluate.
-        size: Number of its samples.
-        batch_size: Images in a batch, on each device.
-        num_workers: Processes that load; 0 loads in the training process.
-        collate: Makes a batch of a list of samples.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=ExactShare(size),
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _entropy(*numbers: int) -> int:
-    # Lightning's seed_everything leaves the run's seed there; 0 without, as Lightning's samplers.
-    seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-    word = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]
-    return int(word >> np.uint64(1))  # torch takes seeds of 63 bits

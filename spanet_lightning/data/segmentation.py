@@ -13,10 +13,10 @@ from spanet_lightning.data import class_lists
 from spanet_lightning.data.checks import split_folder
 from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.images import read_mask
+from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.padding import Padding
-from spanet_lightning.data.samplers import Collate
 from spanet_lightning.data.segmentation_images import (
     EvalPairs,
     FolderImages,

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from spanet_lightning.data.checks import SampleError
+from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.images import images_to_predict, list_images, read_image, read_mask
 from spanet_lightning.data.padding import SegmentationSample
-from spanet_lightning.data.samplers import Draw
 from spanet_lightning.data.segmentation_transforms import IGNORED, SegmentationAugmentation
 
 Pair = tuple[Path, Path]
