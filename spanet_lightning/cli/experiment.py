@@ -29,6 +29,7 @@ from spanet_lightning.cli.predictions import PredictionWriter
 from spanet_lightning.cli.progress import ImagesPerSecond
 from spanet_lightning.cli.quiet import quieten
 from spanet_lightning.cli.record import RunRecord, run_name
+from spanet_lightning.cli.sync import SyncBatchNorms
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
 from spanet_lightning.data.manifest import identify
@@ -245,6 +246,10 @@ class Experiment(LightningCLI):
                 options = self._get(self.config_init, "tracking")
                 callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
+        if config["sync_batchnorm"]:
+            plugins = config["plugins"] or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            config["plugins"] = [*plugins, SyncBatchNorms()]
         try:
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
