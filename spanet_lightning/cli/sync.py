@@ -19,7 +19,7 @@ class SyncBatchNorms(TorchSyncBatchNorm):
         """Replace the batch norms within a model; names, weights and statistics stay."""
         for parent in list(model.modules()):
             for name, child in parent.named_children():
-                if isinstance(child, nn.BatchNorm2d):
+                if isinstance(child, nn.BatchNorm2d) and not isinstance(child, SyncBatchNorm):
                     setattr(parent, name, _synced(child))
         return model
 

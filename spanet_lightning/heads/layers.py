@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,32 +18,26 @@ HeadNorm = Literal["batch", "sync"]
 Init = Callable[[nn.Module], None]
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, on CPUs as well, where torch's own raises.
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all devices: torch's SyncBatchNorm, but on CPUs as well.
 
-    One configuration has to run on both, and several CPU processes have to train as one. On a
-    single device the two are the same.
+    One configuration has to run on both, and several CPU processes have to train as one. It is no
+    subclass of torch's, which DDP refuses on CPUs. On a single device it is a plain batch norm.
     """
+
+    process_group = None  # all processes
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return `x` normalised over (B, H, W), of all devices in training; same shape."""
-        if x.is_cuda:
+        if not self.training or devices() == 1:
             return super().forward(x)
-        training = self.training or self.running_mean is None
-        if self.training and self.num_batches_tracked is not None:
+        if x.is_cuda:
+            fused: Tensor = nn.SyncBatchNorm.forward(self, x)  # type: ignore[arg-type]
+            return fused
+        if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        if training and devices() > 1:
-            return self._over_processes(x)
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training,
-            self.momentum or 0.0,
-            self.eps,
-        )
+        return self._over_processes(x)
 
     def _over_processes(self, x: Tensor) -> Tensor:
         ones = x.new_full((1,), x.numel() / x.shape[1])

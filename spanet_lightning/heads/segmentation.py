@@ -15,7 +15,9 @@ from spanet_lightning.heads.base import Rules, SegmentationHead, SegmentationLay
 from spanet_lightning.heads.layers import (
     ConvNormReLU,
     HeadNorm,
+    SyncBatchNorm,
     batch_norm,
+    devices,
     init_normal,
     mean_over_devices,
 )
@@ -252,9 +254,7 @@ class UPerNetLayers(SegmentationLayers):
 
 def _shared(unit: nn.Module) -> bool:
     """Whether batch norm sees the images of other devices as well."""
-    norm = unit.norm
-    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return isinstance(norm, nn.SyncBatchNorm) and in_group
+    return isinstance(unit.norm, SyncBatchNorm) and devices() > 1
 
 
 def segmentation_loss(

@@ -29,6 +29,30 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def on_validation_start(self) -> None:
+        """Gather the weights for the whole evaluation.
+
+        Processes evaluate as many images as they have, and one may have a batch more than another:
+        none may wait there for the others' part of a block.
+        """
+        for module in self._sharded():
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+
+    def on_validation_end(self) -> None:
+        """Give up what belongs to other devices."""
+        for module in self._sharded():
+            module.set_reshard_after_forward(module is not self.model, recurse=False)
+            module.reshard()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def _sharded(self) -> list[Any]:
+        from torch.distributed.fsdp import FSDPModule
+
+        return [m for m in self.model.modules() if isinstance(m, FSDPModule)] if self.model else []
+
 
 StrategyRegistry.register(NAME, FullyShardedStrategy, description="FSDP2 over all devices")
 
