@@ -13,6 +13,7 @@ import os
 import sys
 from argparse import Action, ArgumentError
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -114,6 +115,9 @@ class Check:
                 )
             if dotted in keys:
                 self._value(keys[dotted], child, full)
+            elif dotted.removesuffix("+") in keys:  # `callbacks+` adds to the list
+                added = replace(child, value=sources.items(child))
+                self._value(keys[dotted.removesuffix("+")], added, full)
             elif any(key.startswith(f"{dotted}.") for key in keys):
                 self._subgroup(keys, child, outer, dotted, owner)
             elif "." not in name:  # a dotted name in a file is jsonargparse's to resolve

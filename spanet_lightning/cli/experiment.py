@@ -23,8 +23,18 @@ import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.checkpoints import SafeCheckpointIO
-from spanet_lightning.cli import blame, check, checkpoints, faults, keys, resume, sources
+from spanet_lightning.cli import (
+    blame,
+    check,
+    checkpoints,
+    faults,
+    global_batch,
+    keys,
+    resume,
+    sources,
+)
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
+from spanet_lightning.cli.compute import Compute, ComputeOptions
 from spanet_lightning.cli.disk import DiskCheck
 from spanet_lightning.cli.finite import EVERY, FiniteGuard
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
@@ -34,6 +44,7 @@ from spanet_lightning.cli.predictions import PredictionWriter
 from spanet_lightning.cli.progress import ImagesPerSecond
 from spanet_lightning.cli.quiet import quieten
 from spanet_lightning.cli.record import RunRecord, run_name
+from spanet_lightning.cli.sync import SyncBatchNorms
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
 from spanet_lightning.data.manifest import identify
@@ -130,6 +141,15 @@ class Experiment(LightningCLI):
             help="Images to draw with what was found, beside what is there: with the "
             "predictions, or at each validation for the tracker. Boxes and masks only.",
         )
+        parser.add_argument(
+            "--global_batch",
+            type=int | None,
+            default=None,
+            help="Images of one optimizer step, of all devices and accumulated batches. "
+            "data.batch_size is then the most that a device takes at once; accumulation follows. "
+            "Null takes data.batch_size on each device, and trainer.accumulate_grad_batches.",
+        )
+        parser.add_class_arguments(ComputeOptions, "compute")
         resume.add_arguments(parser)
         parser.add_argument(
             "--finite_every",
@@ -234,6 +254,8 @@ class Experiment(LightningCLI):
             given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
             config["enable_checkpointing"] = False
         saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
+        compute = self._get(self.config_init, "compute")
+        given += [Compute(compute)] if compute.asked else []
         callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
         if self.subcommand == "fit" and not config["barebones"]:
             callbacks.append(FiniteGuard(self._get(self.config_init, "finite_every")))
@@ -251,11 +273,16 @@ class Experiment(LightningCLI):
                 options = self._get(self.config_init, "tracking")
                 callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
+        if config["sync_batchnorm"]:
+            plugins = config["plugins"] or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            config["plugins"] = [*plugins, SyncBatchNorms()]
         config["plugins"] = _with_safe_checkpoints(config["plugins"])
         try:
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
+        self._share_batch(trainer)
         # The last of all: it may end a step, which the others are to have seen.
         if not config["barebones"]:
             trainer.callbacks.append(self.interruption)  # type: ignore[attr-defined]
@@ -297,6 +324,17 @@ class Experiment(LightningCLI):
         if Path(name).is_absolute() or not {"..", "."}.isdisjoint(Path(name).parts) or not name:
             raise invalid("name", name, "the name of a folder below trainer.default_root_dir")
         return name
+
+    def _share_batch(self, trainer: Trainer) -> None:
+        """Derive the batch of a device and the accumulation, where the configuration leaves it."""
+        images = self._get(self.config_init, "global_batch")
+        if images is None or self.subcommand != "fit":
+            return
+        shared = global_batch.apply(images, trainer, self.datamodule)
+        trainer.callbacks.append(global_batch.WholeSteps(shared))  # type: ignore[attr-defined]
+        if self.record is not None:
+            self.record.params = {**self.record.params, **shared.params()}
+            self.record.config = f"# {shared}\n{self.record.config}"
 
     def _shown(
         self, record: RunRecord, given: Sequence[Callback], tracked_by_mlflow: bool

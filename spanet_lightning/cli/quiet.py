@@ -21,6 +21,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     # Only training saves checkpoints, so nothing else has the callback that did.
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")
+    # Of DDP, on convolutions of one channel, whose memory has two layouts that are the same.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     for name in ("lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(_is_news)  # the same function is added only once

@@ -178,8 +178,16 @@ def merge(base: Node, new: Node) -> Node:
             return replace(new, complete=False)
     joined = dict(base.value)
     for key, child in new.value.items():
-        joined[key] = merge(joined[key], child) if key in joined else child
+        if key.endswith("+") and key in joined:  # each file adds to the list
+            joined[key] = replace(child, value=[*items(joined[key]), *items(child)])
+        else:
+            joined[key] = merge(joined[key], child) if key in joined else child
     return Node(joined, new.where, loose=base.loose and new.loose, complete=base.complete)
+
+
+def items(node: Node) -> list[Node]:
+    """Return what `key+` adds to a list: several items, or a single one."""
+    return node.value if isinstance(node.value, list) else [node]
 
 
 def put(node: Node, parts: Sequence[str], value: Node) -> Node:

@@ -12,7 +12,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from spanet_lightning.heads.base import DetectionLayers, Detections, Losses, Rules, Size
 from spanet_lightning.heads.boxes import decode, proper
-from spanet_lightning.heads.layers import HeadNorm, batch_norm
+from spanet_lightning.heads.layers import HeadNorm, batch_norm, mean_over_devices
 from spanet_lightning.heads.necks import FPN
 from spanet_lightning.heads.rcnn import (
     COUNTED_DETECTIONS,
@@ -230,7 +230,8 @@ def giou_losses(
     goals = torch.cat([t["boxes"][s.objects] for s, t in zip(sampled, targets, strict=True)])
     moved = decode(own_deltas(deltas[positive], labels[positive]), boxes[positive], stds)
     total: Tensor = generalized_box_iou_loss(moved, goals, reduction="sum", eps=GIOU_EPS)
-    return GIOU_WEIGHT * total / max(len(labels), 1) + deltas.sum() * 0
+    share = mean_over_devices(len(labels), like=deltas)
+    return GIOU_WEIGHT * total / share + deltas.sum() * 0
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import torch.nn.functional as F
+import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,30 +18,82 @@ HeadNorm = Literal["batch", "sync"]
 Init = Callable[[nn.Module], None]
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, which on a CPU falls back to the statistics of its own process.
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all devices: torch's SyncBatchNorm, but on CPUs as well.
 
-    torch's own raises there as soon as several processes train, and one configuration has to run on
-    both. On a single device the two are the same.
+    One configuration has to run on both, and several CPU processes have to train as one. It is no
+    subclass of torch's, which DDP refuses on CPUs. On a single device it is a plain batch norm.
     """
 
+    process_group = None  # all processes
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return `x` normalised over (B, H, W), same shape."""
-        if x.is_cuda:
+        """Return `x` normalised over (B, H, W), of all devices in training; same shape."""
+        if not self.training or devices() == 1:
             return super().forward(x)
-        training = self.training or self.running_mean is None
-        if self.training and self.num_batches_tracked is not None:
+        if x.is_cuda:
+            fused: Tensor = nn.SyncBatchNorm.forward(self, x)  # type: ignore[arg-type]
+            return fused
+        if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training,
-            self.momentum or 0.0,
-            self.eps,
-        )
+        return self._over_processes(x)
+
+    def _over_processes(self, x: Tensor) -> Tensor:
+        ones = x.new_full((1,), x.numel() / x.shape[1])
+        total = _SumOverDevices.apply(torch.cat([x.sum(dim=(0, 2, 3)), ones]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = x - mean[:, None, None]
+        var = _SumOverDevices.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                momentum = self.momentum or 0.0
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(var * count / (count - 1), momentum)
+        y: Tensor = centred * torch.rsqrt(var + self.eps)[:, None, None]
+        if self.affine:
+            y = y * self.weight[:, None, None] + self.bias[:, None, None]
+        return y
+
+
+class _SumOverDevices(torch.autograd.Function):
+    """The sum of a tensor over all devices; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004 - autograd's signature
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def devices() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_devices(count: int, like: Tensor) -> Tensor | float:
+    """Return what a sum over this device's share of a batch is divided by, at least 1.
+
+    Gradients are averaged over devices. Sums that each are divided by the mean count average to the
+    whole batch's sum over its count; divided by their own counts they would not, and a device with
+    one object would weigh as much as one with a hundred.
+
+    Args:
+        count: Of this device: anchors, boxes or pixels.
+        like: Tells the device.
+    """
+    if devices() == 1:
+        return max(count, 1)
+    total = torch.tensor(float(count), device=like.device)
+    dist.all_reduce(total)
+    return total.clamp(min=1) / devices()
 
 
 def batch_norm(kind: HeadNorm, channels: int) -> nn.Module:

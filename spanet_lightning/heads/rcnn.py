@@ -21,6 +21,7 @@ from spanet_lightning.heads.base import (
     Size,
 )
 from spanet_lightning.heads.boxes import assign, decode, encode, sample
+from spanet_lightning.heads.layers import mean_over_devices
 from spanet_lightning.heads.levels import select
 from spanet_lightning.heads.necks import FPN
 from spanet_lightning.heads.roi import (
@@ -105,8 +106,9 @@ def sample_rois(
 
 
 def class_loss(logits: Float[Tensor, "n labels"], labels: Tensor) -> Tensor:
-    """Return the cross-entropy summed over boxes and divided by their number."""
-    return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+    """Return the cross-entropy summed over boxes and divided by their number, on all devices."""
+    total = F.cross_entropy(logits, labels, reduction="sum")
+    return total / mean_over_devices(len(labels), like=logits)
 
 
 def own_deltas(deltas: Float[Tensor, "n k 4"], labels: Tensor) -> Float[Tensor, "n 4"]:
@@ -238,7 +240,8 @@ class FasterRCNNLayers(DetectionLayers):
         ]
         ours = own_deltas(deltas[positive], labels[positive])
         box = F.l1_loss(ours, torch.cat(goals), reduction="sum") + deltas.sum() * 0
-        losses |= {"class": class_loss(logits, labels), "box": box / max(len(labels), 1)}
+        share = mean_over_devices(len(labels), like=box)
+        losses |= {"class": class_loss(logits, labels), "box": box / share}
         return losses | self._mask_losses(levels, sampled, targets)
 
     def _mask_losses(
@@ -305,7 +308,7 @@ def mask_losses(
     sampled: Sequence[Sampled],
     targets: Sequence[Mapping[str, Any]],
 ) -> Tensor:
-    """Return the loss of the masks of all positive boxes of a batch."""
+    """Return the loss of the masks of all positive boxes of a batch, the mean over all devices."""
     boxes = [s.boxes[: len(s.objects)] for s in sampled]
     labels = torch.cat([s.labels[: len(s.objects)] for s in sampled])
     wanted = torch.cat(
@@ -314,12 +317,14 @@ def mask_losses(
             for t, s, b in zip(targets, sampled, boxes, strict=True)
         ]
     )
+    share = mean_over_devices(len(labels), like=levels[0])
     if len(labels) == 0:
         # All processes have to use the same layers: one box that counts for nothing.
         boxes[0] = boxes[0].new_tensor([[0.0, 0.0, 1.0, 1.0]])
         nothing: Tensor = head(pool_rois(levels, boxes, MASK_CELLS)).sum() * 0
         return nothing
-    return mask_loss(head.of_labels(pool_rois(levels, boxes, MASK_CELLS), labels), wanted)
+    mean = mask_loss(head.of_labels(pool_rois(levels, boxes, MASK_CELLS), labels), wanted)
+    return mean * (len(labels) / share)
 
 
 def add_masks(

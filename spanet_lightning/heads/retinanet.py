@@ -21,7 +21,7 @@ from spanet_lightning.heads.base import (
     Size,
 )
 from spanet_lightning.heads.boxes import IGNORED, assign, decode, encode
-from spanet_lightning.heads.layers import conv_relu, init_normal
+from spanet_lightning.heads.layers import conv_relu, init_normal, mean_over_devices
 from spanet_lightning.heads.levels import per_anchor, pyramid_anchors, select
 from spanet_lightning.heads.necks import FPN
 
@@ -39,7 +39,7 @@ class RetinaNet(DetectionHead):
     """RetinaNet as SPANet trained it (arXiv:1708.02002; the official configuration).
 
     Beside torchvision's: anchors are not rounded, P7 sees P6 without a ReLU, and losses are divided
-    by the positive anchors of the whole batch.
+    by the positive anchors of the whole batch, on all devices.
 
     Args:
         width: Channels of the pyramid and of both towers.
@@ -128,8 +128,8 @@ class RetinaNetLayers(DetectionLayers):
     ) -> Losses:
         """Return `class` (focal loss) and `box` (L1 of the deltas).
 
-        Both are summed and divided by the positive anchors of the batch; an image without any
-        counts as one.
+        Both are summed and divided by the positive anchors of the batch, over all devices; an image
+        without any counts as one.
         """
         level_logits, level_deltas, level_anchors = self.predict(features)
         anchors = torch.cat(level_anchors)
@@ -152,7 +152,8 @@ class RetinaNetLayers(DetectionLayers):
             goal = encode(objects[matched], anchors[positive])
             box = box + F.l1_loss(deltas[i][positive], goal, reduction="sum")
             count += max(int(positive.sum()), 1)
-        return {"class": classes / count, "box": box / count}
+        share = mean_over_devices(count, like=box)
+        return {"class": classes / share, "box": box / share}
 
     def detect(self, features: Sequence[Tensor], sizes: Sequence[Size]) -> list[Detections]:
         """Return what is found in each image: the best of each level, then NMS by class."""

@@ -20,7 +20,7 @@ from spanet_lightning.heads.boxes import (
     proper,
     sample,
 )
-from spanet_lightning.heads.layers import init_normal
+from spanet_lightning.heads.layers import init_normal, mean_over_devices
 from spanet_lightning.heads.levels import keep_best, per_anchor, pyramid_anchors
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -121,7 +121,8 @@ class RPN(nn.Module):
     ) -> Losses:
         """Return `rpn_class` (binary cross-entropy) and `rpn_box` ((smooth) L1 of the deltas).
 
-        Both are summed and divided by the sampled anchors of the batch, positive and negative.
+        Both are summed and divided by the sampled anchors of the batch, positive and negative,
+        over all devices.
         """
         all_logits = torch.cat(predicted.logits, dim=1).float()
         all_deltas = torch.cat(predicted.deltas, dim=1).float()
@@ -141,8 +142,8 @@ class RPN(nn.Module):
                 all_deltas[i][positive], goal, reduction="sum", beta=self.smooth_l1_beta
             )
             count += len(chosen)
-        count = max(count, 1)
-        return {"rpn_class": classes / count, "rpn_box": box / count}
+        share = mean_over_devices(count, like=box)
+        return {"rpn_class": classes / share, "rpn_box": box / share}
 
     def _assign(self, anchors: Tensor, size: Size, objects: Tensor) -> Tensor:
         """Return what each anchor is to learn; those that cross the border may be left out."""

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from spanet_lightning.backbones.validate import fraction, positive, positive_int
 from spanet_lightning.errors import ConfigError, invalid
 from spanet_lightning.heads.base import Rules, SegmentationHead, SegmentationLayers
-from spanet_lightning.heads.layers import ConvNormReLU, HeadNorm, batch_norm, init_normal
+from spanet_lightning.heads.layers import (
+    ConvNormReLU,
+    HeadNorm,
+    SyncBatchNorm,
+    batch_norm,
+    devices,
+    init_normal,
+    mean_over_devices,
+)
 from spanet_lightning.heads.necks import FPN
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -246,9 +254,7 @@ class UPerNetLayers(SegmentationLayers):
 
 def _shared(unit: nn.Module) -> bool:
     """Whether batch norm sees the images of other devices as well."""
-    norm = unit.norm
-    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return isinstance(norm, nn.SyncBatchNorm) and in_group
+    return isinstance(unit.norm, SyncBatchNorm) and devices() > 1
 
 
 def segmentation_loss(
@@ -270,5 +276,6 @@ def segmentation_loss(
         raise ConfigError(f"masks: got {len(masks)}, expected {len(logits)}, one for each image")
     full = resize(logits.float(), masks.shape[-2:])
     total = F.cross_entropy(full, masks, ignore_index=ignored, reduction="sum")
-    count = masks.numel() if over_all else int((masks != ignored).sum())
-    return total / max(count, 1)
+    if over_all:  # as many on each device
+        return total / max(masks.numel(), 1)
+    return total / mean_over_devices(int((masks != ignored).sum()), like=total)

@@ -214,7 +214,7 @@ def training_seconds(argv: list[str]) -> float:
     evaluated = _limited(len(data.val_dataloader()), flat["trainer.limit_val_batches"])
     epochs, steps = flat["trainer.max_epochs"], flat["trainer.max_steps"]
     if steps is not None and steps > 0:
-        by_steps = steps * flat["trainer.accumulate_grad_batches"] / max(batches, 1)
+        by_steps = steps * run.trainer.accumulate_grad_batches / max(batches, 1)
         epochs = by_steps if epochs in (None, -1) else min(epochs, by_steps)
     every = flat["trainer.check_val_every_n_epoch"] or 1
     one_epoch = batches * run.clock.train + evaluated * run.clock.validation / every
