@@ -12,7 +12,8 @@ from timm.data.readers.reader_factory import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spanet_lightning.errors import DataError, did_you_mean
+from spanet_lightning.decode import opened, rgb
+from spanet_lightning.errors import DataError, SpanetError, did_you_mean
 
 
 class SampleError(DataError):
@@ -52,11 +53,12 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             stream, label = self.reader[index]
-            with stream, Image.open(stream) as image:
-                pixels = image.convert("RGB")
-        except (
-            Exception
-        ) as error:  # a decoder of broken bytes raises anything, SyntaxError included
+            with stream, opened(stream) as image:
+                image.load()
+                pixels = rgb(image)
+        except SpanetError:
+            raise
+        except Exception as error:  # a decoder of broken bytes raises anything
             path = self.reader.filename(index, absolute=True)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UnreadableImageError(

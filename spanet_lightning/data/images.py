@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image
 from torch import Tensor
 
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.orientation import meant
-from spanet_lightning.errors import DataError, did_you_mean
+from spanet_lightning.decode import opened, rgb
+from spanet_lightning.errors import DataError, SpanetError, did_you_mean
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Names of files that are taken for images."""
@@ -63,6 +63,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[T
     """Read an image as RGB, upright where its EXIF tells how it is turned; see `orientation`.
 
     Not torchvision's decoder: it fills what a truncated JPEG lacks with grey, and says nothing.
+    What is refused, and how other pixels become RGB, is in `spanet_lightning.decode`.
 
     Args:
         path: The file.
@@ -76,9 +77,11 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> UInt8[T
         UnreadableImageError: If it is missing or can't be decoded to its end.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             image.load()
-            pixels = np.array(meant(image, size and size[::-1]).convert("RGB"))
+            pixels = np.array(rgb(meant(image, size and size[::-1])))
+    except SpanetError:
+        raise
     except Exception as error:  # a decoder of broken bytes raises anything, SyntaxError included
         raise _unreadable("image", path, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -97,9 +100,11 @@ def read_mask(path: str | Path) -> Int64[Tensor, "h w"]:
         SampleError: If its pixels are colours, not numbers.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             mode = image.mode
             values = np.array(image) if mode in _MASK_MODES else None
+    except SpanetError:
+        raise
     except Exception as error:
         raise _unreadable("mask", path, error) from error
     if values is None:
