@@ -21,6 +21,7 @@ import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.cli import blame, check, checkpoints, keys, sources
+from spanet_lightning.cli.bad_samples import left_out
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
 from spanet_lightning.cli.overlays import Overlays
@@ -224,6 +225,7 @@ class Experiment(LightningCLI):
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks)
             callbacks.append(self.record)
+            callbacks += left_out(self.datamodule, self.record)
             loggers = config["logger"]
             loggers = loggers if isinstance(loggers, list) else [loggers]
             in_mlflow = any(isinstance(one, tracking.MLflowLogger) for one in loggers)
