@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from spanet_lightning import cli, decode
+from spanet_lightning.cache import CACHE_VARIABLE, cache_folder
 from spanet_lightning.data import (
     CocoDataModule,
     ImageClassificationDataModule,
     SegmentationFoldersDataModule,
     bad_samples,
 )
-from spanet_lightning.data.bad_samples import CACHE_VARIABLE, FILE
+from spanet_lightning.data.bad_samples import FILE
 from spanet_lightning.data.check_images import Measured, measured
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.images import read_image, read_mask
@@ -336,7 +337,7 @@ def test_a_second_run_reads_no_image_until_a_file_changes(
         assert again() == first
     spoil(bad[1])
     assert len(next(iter(again().values())).bad) == 2
-    cache = Path(bad_samples.cache_folder())
+    cache = cache_folder()
     for file in cache.rglob("*.json"):
         file.write_text('[["broken"]]')
     assert len(next(iter(again().values())).bad) == 2

@@ -9,7 +9,6 @@ jsonargparse would refuse.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from argparse import Action, ArgumentError
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,46 +17,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 import spanet_lightning
 from spanet_lightning.cli import sources
 from spanet_lightning.cli.sources import SPEC_KEYS, Node
 from spanet_lightning.cli.wording import accepted, literals
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid
+from spanet_lightning.trust import TRUSTED, TRUSTED_VARIABLE, is_trusted, restrict_imports
 
-TRUSTED_VARIABLE = "SPANET_TRUSTED_PACKAGES"
-"""Environment variable: packages of the user's own that a configuration may name, by commas."""
+__all__ = [
+    "TRUSTED_VARIABLE",
+    "Check",
+    "class_keys",
+    "is_trusted",
+    "known_classes",
+    "public_name",
+    "restrict_imports",
+    "value_keys",
+]
 
-# Naming a class imports its module, and importing runs code: a configuration from a stranger must
-# not choose which. Parts of torch, not all of it: `torch.hub` downloads and runs what it is told.
-_TRUSTED = (
-    "spanet_lightning",
-    "lightning",
-    "torch.nn",
-    "torch.optim",
-    "torch.utils.data",
-    "torchmetrics",
-    "torchvision.transforms",
-)
 _MOST_NAMES = 24  # names that an error lists at most
 _Keys = Mapping[str, Action]
-
-
-def trusted_packages() -> tuple[str, ...]:
-    """Return the packages that a configuration may name classes of."""
-    own = os.environ.get(TRUSTED_VARIABLE, "")
-    return _TRUSTED + tuple(name.strip() for name in own.split(",") if name.strip())
-
-
-def is_trusted(path: str) -> bool:
-    """Whether a configuration may name what is at a dotted path."""
-    return any(path == name or path.startswith(f"{name}.") for name in trusted_packages())
-
-
-def restrict_imports() -> None:
-    """Make jsonargparse itself refuse to import anything but the trusted packages for a value."""
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(trusted_packages()))
 
 
 def value_keys(parser: Any) -> dict[str, Action]:
@@ -212,7 +193,7 @@ class Check:
             # Not for the standard library: there is no honest reason to build a class of `os`.
             own = f"; for a package of your own set {TRUSTED_VARIABLE}={top}"
             hint = _near_class(name, known) or ("" if top in sys.stdlib_module_names else own)
-            raise invalid(shown, name, f"a class of {_listed(_TRUSTED)}", hint)
+            raise invalid(shown, name, f"a class of {_listed(TRUSTED)}", hint)
         try:
             cls = _import(name)
         except (ImportError, AttributeError, ValueError):

@@ -27,14 +27,13 @@ import PIL
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 
+from spanet_lightning.cache import cache_folder
 from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.samplers import processes
 from spanet_lightning.decode import max_pixels
 from spanet_lightning.errors import DataError, invalid, invalid_choice
 
 OnBadSample = Literal["fail", "skip"]
-CACHE_VARIABLE = "SPANET_CACHE"
-"""Environment variable: folder of what can be made again at any time."""
 FILE = "bad_samples.csv"
 _SECONDS = 30.0  # between two lines of a long look
 _READERS = 8  # threads at most: decoders leave Python's lock
@@ -141,15 +140,6 @@ class BadSamples:
         for name, split in self.found.items():
             rows.writerows((name, *sample) for sample in split.bad)
         return text.getvalue()
-
-
-def cache_folder() -> Path:
-    """Return the folder of what can be made again: lists of bad samples, downloaded weights."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "spanet_lightning"
 
 
 def _looked(

@@ -25,6 +25,8 @@ from spanet_lightning.data.checks import (
     read_folder,
     split_folder,
 )
+from spanet_lightning.data.faults import refuse
+from spanet_lightning.data.links import links_out
 from spanet_lightning.data.loaders import eval_loader, train_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels, Normalize, in_precision_of_run
@@ -347,6 +349,7 @@ class ImageClassificationDataModule(LightningDataModule):
         split = self._split(key)
         if split not in self._readers:
             folder = split_folder(self.root, split, key)
+            refuse(links_out(folder, Path(self.root)), f"spanet data check {self.root}")
             reader = read_folder(folder)
             check_class_folders(folder, reader)
             self._readers[split] = reader
@@ -366,6 +369,7 @@ class ImageClassificationDataModule(LightningDataModule):
         folder = Path(str(self.predict_root))
         if not folder.is_dir():
             raise DataError(f"predict_root: found no folder at {folder}, expected one of images")
+        refuse(links_out(folder, folder), f"spanet data check {folder}")
         return read_folder(folder)
 
     def _open(self, key: str) -> Dataset[Any]:

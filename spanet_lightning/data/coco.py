@@ -26,6 +26,7 @@ from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.detection_transforms import Augmentation
 from spanet_lightning.data.faults import refuse
 from spanet_lightning.data.images import check_folder
+from spanet_lightning.data.links import links_out
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.padding import Padding
@@ -283,7 +284,9 @@ class CocoDataModule(DenseDataModule):
             missing = missing_images(
                 (index.images[i].file for i in range(len(index))), folder, file
             )
-            refuse(missing, f"spanet data check {self.root}")
+            command = f"spanet data check {self.root}"
+            refuse(missing, command)
+            refuse(links_out(folder, Path(self.root)), command)
             self._indices[split] = index
         # Gigabytes for COCO's training file, which is not needed any more.
         self._documents.pop(self.sources[split][1], None)

@@ -10,6 +10,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
+from spanet_lightning.data.faults import refuse
+from spanet_lightning.data.links import links_out
 from spanet_lightning.data.orientation import meant
 from spanet_lightning.decode import opened, rgb
 from spanet_lightning.errors import DataError, SpanetError, did_you_mean
@@ -53,6 +55,7 @@ def images_to_predict(folder: Path) -> list[Path]:
         DataError: If there is none.
     """
     check_folder(folder, "predict_root")
+    refuse(links_out(folder, folder), f"spanet data check {folder}")
     paths = list_images(folder)
     if not paths:
         raise DataError(f"predict_root: found no images in {folder}, expected a folder of some")

@@ -13,7 +13,9 @@ from spanet_lightning.data import class_lists
 from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
 from spanet_lightning.data.checks import SampleError, split_folder
 from spanet_lightning.data.dense import DenseDataModule
+from spanet_lightning.data.faults import refuse
 from spanet_lightning.data.images import read_mask
+from spanet_lightning.data.links import links_out
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.padding import Padding
@@ -265,6 +267,8 @@ class SegmentationFoldersDataModule(DenseDataModule):
     def _pairs(self, name: str) -> list[Pair]:
         """Return each image of a split with its mask."""
         folder, masks = self._folder(self.images, name), self._folder(self.annotations, name)
+        for each in (folder, masks):
+            refuse(links_out(each, Path(self.root)), f"spanet data check {self.root}")
         pairs = paired(folder, masks)
         if not pairs:
             raise DataError(f"folder {folder}: found no images, expected some with masks")
