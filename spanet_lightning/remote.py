@@ -43,7 +43,7 @@ def fetched(address: str, key: str = "weights") -> Path:
     Raises:
         CheckpointError: If it is not https, states no hash, can't be had, or is another file.
     """
-    address = re.sub(r"^([A-Za-z]+):/+", r"\1://", address)  # a Path leaves one slash
+    address = re.sub(r"^(https?):/(?!/)", r"\1://", address)  # a Path leaves one slash of two
     parts = urlsplit(address)
     shown = address.partition("#")[0]
     if parts.scheme.lower() != "https" or not parts.hostname:

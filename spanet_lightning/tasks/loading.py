@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +34,9 @@ def safely(checkpoint: Any, weights_only: bool | None) -> Iterator[None]:
         raise CheckpointError(f"checkpoint: got {checkpoint!r}, expected a local file")
     restrict_imports()
     try:
-        yield
+        with warnings.catch_warnings():  # torch warns of a protocol just before it refuses the file
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            yield
     except pickle.UnpicklingError as error:
         first = str(error).partition("\n")[0]
         raise CheckpointError(
