@@ -9,9 +9,10 @@ jsonargparse would refuse.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from argparse import Action, ArgumentError
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -79,6 +80,24 @@ class Check:
         """
         self._group(self.keys, root, outer="", inner="", owner="")
 
+    def overridden(self, args: Sequence[str], message: str) -> None:
+        """Look for a mistake that jsonargparse has found in a value which a later one overrides.
+
+        Args:
+            args: What follows the subcommand.
+            message: What jsonargparse says.
+
+        Raises:
+            ConfigError: If it is there, with its file and line.
+        """
+        named = re.search(r'Parser key "([^"]+)"', message)
+        for end in range(1, len(args)) if named else ():
+            try:
+                Check(self.keys, self.linked).run(sources.collect(args[:end]))
+            except ConfigError as error:
+                if named is not None and f"{named[1]}: got" in str(error):
+                    raise
+
     def at(self, key: str, node: Node) -> str:
         """Return the key as an error shows it, after the file and line that set it."""
         return f"{node.where}: {key}" if node.where else key
@@ -104,7 +123,7 @@ class Check:
         node = _from_file(node, f"{outer}{dotted}")
         if isinstance(node.value, dict):
             self._group(keys, node, outer, f"{dotted}.", owner)
-        elif node.value is not None:
+        else:
             names = [key[len(dotted) + 1 :] for key in keys if key.startswith(f"{dotted}.")]
             accepts = f"keys and values ({_listed(names)})"
             raise invalid(self.at(f"{outer}{dotted}", node), node.plain(), accepts)
@@ -129,12 +148,19 @@ class Check:
         bases = tuple(_classes(hint))
         node = _from_file(node, key) if bases else node
         value = node.value
+        if value is None and not _takes_null(hint) and (action.required or action.default):
+            # jsonargparse takes a null for "not given", and the constructor gets it.
+            raise invalid(self.at(key, node), None, accepted(hint))
         if bases and isinstance(value, dict) and (node.is_class or node.loose):
             self._class(bases, node, key, action.default)
         elif bases and isinstance(value, list) and any(item.is_class for item in value):
             for i, item in enumerate(value):
                 if item.is_class:
                     self._class(bases, item, f"{key}[{i}]", None)
+        elif bases and isinstance(value, list) and all(map(_is_class, _item_types(hint))):
+            for i, item in enumerate(value):
+                if not isinstance(item.value, str):
+                    raise invalid(self.at(f"{key}[{i}]", item), item.plain(), accepted(bases[0]))
         elif bases and isinstance(value, str) and str not in (hint, *get_args(hint)):
             self._arguments(self._resolve(bases, node, key), {}, node, key)
         elif not (bases and isinstance(value, list)):
@@ -157,6 +183,9 @@ class Check:
                 )
             cls = _import(inherited)
         arguments = children.get("init_args", Node({}, node.where))
+        if not isinstance(arguments.value, dict | None):
+            shown = self.at(f"{key}.init_args", arguments)
+            raise invalid(shown, arguments.plain(), f"keys and values of {cls.__name__}")
         beside = {name: child for name, child in children.items() if name not in SPEC_KEYS}
         if beside and not node.loose:
             name, child = next(iter(beside.items()))
@@ -297,6 +326,14 @@ def _item_types(hint: Any) -> Iterator[Any]:
         is_list = isinstance(origin, type) and issubclass(origin, Collection)
         if is_list and not issubclass(origin, Mapping) and (len(args) == 1 or args[1] is Ellipsis):
             yield args[0]
+
+
+def _is_class(hint: Any) -> bool:
+    return isinstance(hint, type) and _is_built(hint)
+
+
+def _takes_null(hint: Any) -> bool:
+    return hint in (Any, type(None)) or type(None) in get_args(hint)
 
 
 def _fits(hint: Any, value: Any) -> bool:

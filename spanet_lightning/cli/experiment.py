@@ -148,6 +148,7 @@ class Experiment(LightningCLI):
             ConfigError: If a key or a value is wrong.
         """
         command, rest = self._command()
+        found = None
         if command is not None and not _asks_for_help(rest):
             linked = {key.replace(".init_args", ""): "data.num_classes" for key in NUM_CLASSES}
             found = check.Check(check.value_keys(self._subcommand_parsers[command]), linked)
@@ -162,6 +163,8 @@ class Experiment(LightningCLI):
         try:
             self.config = parser.parse_args(self.args)
         except ArgumentError as error:
+            if found is not None:
+                found.overridden(rest, str(error))
             raise ConfigError(one_line(str(error))) from None
         if command is not None and self.config[command]["name"] is None:
             self.config[command]["name"] = run_name(_config_files(rest))
@@ -196,7 +199,7 @@ class Experiment(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            found = users_error(error)
+            found = users_error(error) or blame.of_constructor(error)
             if found is None:
                 raise
             raise blame.with_full_key(found, self.flat_config(), self.where) from error
@@ -361,6 +364,10 @@ class Experiment(LightningCLI):
         except MisconfigurationException as error:
             # Raised late, by a callback that finds no such metric and the like.
             raise ConfigError(one_line(str(error))) from error
+        except RuntimeError as error:
+            if not str(error).startswith("Early stopping conditioned on metric"):
+                raise
+            raise ConfigError(f"trainer.callbacks: {one_line(str(error))}") from error
 
     def after_fit(self) -> None:
         """Print what came out."""
