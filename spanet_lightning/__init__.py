@@ -10,8 +10,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from spanet_lightning import broken
 from spanet_lightning._version import __version__
-from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
+
+try:
+    from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
+except (ImportError, RuntimeError, OSError) as error:  # `spanet doctor` explains it
+    if not broken.is_others(error):
+        raise
+    broken.REASON.append(error)
 
 if TYPE_CHECKING:
     from spanet_lightning.data import (
@@ -72,6 +79,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in __all__:
+        broken.refuse()
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

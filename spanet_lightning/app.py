@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from spanet_lightning import __version__
+from spanet_lightning import __version__, broken
 from spanet_lightning.errors import ConfigError, invalid_choice
 from spanet_lightning.exit import exit_on_user_error
 from spanet_lightning.launcher import foreign_lightning, lightning_command
@@ -42,6 +42,7 @@ COMMANDS = {
     "report": Command("report", "what came out of a study: tables, figures, statistics"),
     "track": Command("track", "what was logged while the tracker was away: list it, send it"),
     "analyze": Command("analyze", "see what a model does to frequencies: spectra, filters, biases"),
+    "doctor": Command("doctor", "look whether this machine can train, and try one batch"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
 }
 
@@ -86,6 +87,8 @@ def run(args: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         raise invalid_choice("command", name, COMMANDS)
+    if name != "doctor":
+        broken.refuse()
     command = COMMANDS[name]
     module = importlib.import_module(f"spanet_lightning.commands.{command.module}")
     parser = OneLineParser(

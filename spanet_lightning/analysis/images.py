@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from spanet_lightning.analysis.models import Subject
+from spanet_lightning.decode import opened, rgb
 from spanet_lightning.errors import DataError, invalid, invalid_choice
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -79,8 +80,8 @@ def open_image(image: Path | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
-        with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+        with opened(image) as found:
+            return rgb(ImageOps.exif_transpose(found))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{image}: not a readable image ({error})") from None
 

@@ -14,14 +14,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spanet_lightning.errors import CheckpointError
+from spanet_lightning.remote import fetched, is_address
 
 
 def read(
     checkpoint: str | Path | Mapping[str, Any],
 ) -> tuple[str, dict[str, Tensor], dict[str, str]]:
-    """Return a name for messages, the state dict, and the file's metadata."""
+    """Return a name for messages, the state dict, and the file's metadata.
+
+    Args:
+        checkpoint: A file, its address with its hash (see `spanet_lightning.remote`), or a mapping.
+
+    Raises:
+        CheckpointError: If it can't be had or read, or holds more than tensors and plain values.
+    """
     if isinstance(checkpoint, Mapping):
         return "checkpoint", unwrap("checkpoint", checkpoint), {}
+    if is_address(str(checkpoint)):
+        checkpoint = fetched(str(checkpoint))
     path = Path(checkpoint)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")

@@ -12,10 +12,17 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from torch import Tensor
 
 from spanet_lightning.backbones.metaformer import Backbone
+from spanet_lightning.errors import CheckpointError
+from spanet_lightning.remote import fetched
 
 StateFilter = Callable[[Mapping[str, Tensor], Backbone], dict[str, Tensor]]
 
@@ -58,10 +65,35 @@ def register(
         setattr(module, name, register_model(_entrypoint(cls, name, variant, state_filter)))
 
 
+def _with_hash(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's overlay of a variant's metadata: what it would download is a local file.
+
+    Raises:
+        CheckpointError: If the address of its weights states no hash.
+    """
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    cfg = kwargs.get("pretrained_cfg")
+    if cfg is None or isinstance(cfg, str):
+        cfg = get_pretrained_cfg(f"{name}.{cfg}" if cfg else name)
+    known = {**(cfg if isinstance(cfg, dict) else vars(cfg) if cfg else {}), **overlay}
+    url = known.get("url") or ""
+    # What timm asks before it asks for an address.
+    if url and not any(known.get(key) for key in ("state_dict", "file", "hf_hub_id")):
+        if "#sha256=" not in url:
+            raise CheckpointError(
+                f"pretrained weights of {name}: got {url}, which states no hash; download it and "
+                f"give the file, as model.weights=FILE or MODEL@FILE, or add #sha256=HASH to it"
+            )
+        overlay["file"] = str(fetched(url, f"pretrained weights of {name}"))
+    return overlay
+
+
 def _entrypoint(
     cls: type[Backbone], name: str, variant: str, state_filter: StateFilter
 ) -> Callable[..., Any]:
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
+        if pretrained:
+            kwargs["pretrained_cfg_overlay"] = _with_hash(name, kwargs)
         return build_model_with_cfg(
             partial(cls, variant),  # type: ignore[arg-type,call-arg]
             name,

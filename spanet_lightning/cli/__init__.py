@@ -7,11 +7,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from spanet_lightning.cli.experiment import Experiment
+from spanet_lightning import broken
 from spanet_lightning.exit import exit_on_user_error
 
+if TYPE_CHECKING:
+    from spanet_lightning.cli.experiment import Experiment
+
 __all__ = ["Experiment", "main", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Experiment":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from spanet_lightning.cli.experiment import Experiment
+
+    return Experiment
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -34,4 +46,7 @@ def run(args: Sequence[str], show_results: bool = True) -> Experiment:
     Raises:
         SpanetError: For whatever the user got wrong.
     """
+    broken.refuse()
+    from spanet_lightning.cli.experiment import Experiment
+
     return Experiment(args, show_results)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.errors import ConfigError, SpanetError
 
@@ -31,6 +33,23 @@ def with_full_key(
         return error
     place = f"{where[full[0]]}: " if where.get(full[0]) else ""
     return type(error)(f"{place}{full[0]}{index}: {str(error)[match.end() :]}")
+
+
+def of_constructor(error: BaseException | None) -> ConfigError | None:
+    """Return the user's error for what a class of Lightning's says of its arguments, if it is one.
+
+    Args:
+        error: As jsonargparse passes it on.
+    """
+    while error is not None:
+        if isinstance(error, MisconfigurationException):
+            return ConfigError(one_line(str(error)))
+        if isinstance(error, ModuleNotFoundError):
+            return ConfigError(
+                f"a class that is named needs another package: {one_line(str(error))}"
+            )
+        error = error.__cause__
+    return None
 
 
 def trainer_error(text: str, trainer: Mapping[str, Any], where: Mapping[str, str]) -> ConfigError:

@@ -9,56 +9,38 @@ jsonargparse would refuse.
 from __future__ import annotations
 
 import importlib
-import os
+import re
 import sys
 from argparse import Action, ArgumentError
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 import spanet_lightning
 from spanet_lightning.cli import sources
 from spanet_lightning.cli.sources import SPEC_KEYS, Node
 from spanet_lightning.cli.wording import accepted, literals
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid
+from spanet_lightning.trust import TRUSTED, TRUSTED_VARIABLE, is_trusted, restrict_imports
 
-TRUSTED_VARIABLE = "SPANET_TRUSTED_PACKAGES"
-"""Environment variable: packages of the user's own that a configuration may name, by commas."""
+__all__ = [
+    "TRUSTED_VARIABLE",
+    "Check",
+    "class_keys",
+    "is_trusted",
+    "known_classes",
+    "public_name",
+    "restrict_imports",
+    "value_keys",
+]
 
-# Naming a class imports its module, and importing runs code: a configuration from a stranger must
-# not choose which. Parts of torch, not all of it: `torch.hub` downloads and runs what it is told.
-_TRUSTED = (
-    "spanet_lightning",
-    "lightning",
-    "torch.nn",
-    "torch.optim",
-    "torch.utils.data",
-    "torchmetrics",
-    "torchvision.transforms",
-)
 _MOST_NAMES = 24  # names that an error lists at most
 _Keys = Mapping[str, Action]
-
-
-def trusted_packages() -> tuple[str, ...]:
-    """Return the packages that a configuration may name classes of."""
-    own = os.environ.get(TRUSTED_VARIABLE, "")
-    return _TRUSTED + tuple(name.strip() for name in own.split(",") if name.strip())
-
-
-def is_trusted(path: str) -> bool:
-    """Whether a configuration may name what is at a dotted path."""
-    return any(path == name or path.startswith(f"{name}.") for name in trusted_packages())
-
-
-def restrict_imports() -> None:
-    """Make jsonargparse itself refuse to import anything but the trusted packages for a value."""
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(trusted_packages()))
 
 
 def value_keys(parser: Any) -> dict[str, Action]:
@@ -99,6 +81,24 @@ class Check:
         """
         self._group(self.keys, root, outer="", inner="", owner="")
 
+    def overridden(self, args: Sequence[str], message: str) -> None:
+        """Look for a mistake that jsonargparse has found in a value which a later one overrides.
+
+        Args:
+            args: What follows the subcommand.
+            message: What jsonargparse says.
+
+        Raises:
+            ConfigError: If it is there, with its file and line.
+        """
+        named = re.search(r'Parser key "([^"]+)"', message)
+        for end in range(1, len(args)) if named else ():
+            try:
+                Check(self.keys, self.linked).run(sources.collect(args[:end]))
+            except ConfigError as error:
+                if named is not None and f"{named[1]}: got" in str(error):
+                    raise
+
     def at(self, key: str, node: Node) -> str:
         """Return the key as an error shows it, after the file and line that set it."""
         return f"{node.where}: {key}" if node.where else key
@@ -127,7 +127,7 @@ class Check:
         node = _from_file(node, f"{outer}{dotted}")
         if isinstance(node.value, dict):
             self._group(keys, node, outer, f"{dotted}.", owner)
-        elif node.value is not None:
+        else:
             names = [key[len(dotted) + 1 :] for key in keys if key.startswith(f"{dotted}.")]
             accepts = f"keys and values ({_listed(names)})"
             raise invalid(self.at(f"{outer}{dotted}", node), node.plain(), accepts)
@@ -152,12 +152,19 @@ class Check:
         bases = tuple(_classes(hint))
         node = _from_file(node, key) if bases else node
         value = node.value
+        if value is None and not _takes_null(hint) and (action.required or action.default):
+            # jsonargparse takes a null for "not given", and the constructor gets it.
+            raise invalid(self.at(key, node), None, accepted(hint))
         if bases and isinstance(value, dict) and (node.is_class or node.loose):
             self._class(bases, node, key, action.default)
         elif bases and isinstance(value, list) and any(item.is_class for item in value):
             for i, item in enumerate(value):
                 if item.is_class:
                     self._class(bases, item, f"{key}[{i}]", None)
+        elif bases and isinstance(value, list) and all(map(_is_class, _item_types(hint))):
+            for i, item in enumerate(value):
+                if not isinstance(item.value, str):
+                    raise invalid(self.at(f"{key}[{i}]", item), item.plain(), accepted(bases[0]))
         elif bases and isinstance(value, str) and str not in (hint, *get_args(hint)):
             self._arguments(self._resolve(bases, node, key), {}, node, key)
         elif not (bases and isinstance(value, list)):
@@ -180,6 +187,9 @@ class Check:
                 )
             cls = _import(inherited)
         arguments = children.get("init_args", Node({}, node.where))
+        if not isinstance(arguments.value, dict | None):
+            shown = self.at(f"{key}.init_args", arguments)
+            raise invalid(shown, arguments.plain(), f"keys and values of {cls.__name__}")
         beside = {name: child for name, child in children.items() if name not in SPEC_KEYS}
         if beside and not node.loose:
             name, child = next(iter(beside.items()))
@@ -216,7 +226,7 @@ class Check:
             # Not for the standard library: there is no honest reason to build a class of `os`.
             own = f"; for a package of your own set {TRUSTED_VARIABLE}={top}"
             hint = _near_class(name, known) or ("" if top in sys.stdlib_module_names else own)
-            raise invalid(shown, name, f"a class of {_listed(_TRUSTED)}", hint)
+            raise invalid(shown, name, f"a class of {_listed(TRUSTED)}", hint)
         try:
             cls = _import(name)
         except (ImportError, AttributeError, ValueError):
@@ -320,6 +330,14 @@ def _item_types(hint: Any) -> Iterator[Any]:
         is_list = isinstance(origin, type) and issubclass(origin, Collection)
         if is_list and not issubclass(origin, Mapping) and (len(args) == 1 or args[1] is Ellipsis):
             yield args[0]
+
+
+def _is_class(hint: Any) -> bool:
+    return isinstance(hint, type) and _is_built(hint)
+
+
+def _takes_null(hint: Any) -> bool:
+    return hint in (Any, type(None)) or type(None) in get_args(hint)
 
 
 def _fits(hint: Any, value: Any) -> bool:

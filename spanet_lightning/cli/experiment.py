@@ -33,6 +33,7 @@ from spanet_lightning.cli import (
     resume,
     sources,
 )
+from spanet_lightning.cli.bad_samples import left_out
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
 from spanet_lightning.cli.compute import Compute, ComputeOptions
 from spanet_lightning.cli.disk import DiskCheck
@@ -59,6 +60,7 @@ from spanet_lightning.tracking.provenance import Provenance
 # Where a model is told the number of classes: a classifier in its backbone, a dense task itself.
 NUM_CLASSES = ("model.init_args.backbone.init_args.num_classes", "model.init_args.num_classes")
 RUNS = "runs"
+_NOT_WATCHED = "Early stopping conditioned on metric"  # how Lightning says that there is none
 _OVERLAYS = 4  # images of a dense task in the tracker, where `pictures` asks for none
 # Always true: with false, a checkpoint could run any code that it brings.
 _NOT_OFFERED = {"weights_only"}
@@ -182,6 +184,7 @@ class Experiment(LightningCLI):
             ConfigError: If a key or a value is wrong.
         """
         command, rest = self._command()
+        found = None
         if command is not None and not _asks_for_help(rest):
             linked = {key.replace(".init_args", ""): "data.num_classes" for key in NUM_CLASSES}
             found = check.Check(check.value_keys(self._subcommand_parsers[command]), linked)
@@ -196,6 +199,8 @@ class Experiment(LightningCLI):
         try:
             self.config = parser.parse_args(self.args)
         except ArgumentError as error:
+            if found is not None:
+                found.overridden(rest, str(error))
             raise ConfigError(one_line(str(error))) from None
         self._named = None if command is None else self.config[command]["name"]
         if command is not None and self._named is None:
@@ -231,7 +236,7 @@ class Experiment(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            found = users_error(error)
+            found = users_error(error) or blame.of_constructor(error)
             if found is None:
                 raise
             raise blame.with_full_key(found, self.flat_config(), self.where) from error
@@ -264,6 +269,7 @@ class Experiment(LightningCLI):
             callbacks.append(self.record)
             if self.subcommand == "fit":
                 callbacks.append(DiskCheck())
+            callbacks += left_out(self.datamodule, self.record)
             loggers = config["logger"]
             loggers = loggers if isinstance(loggers, list) else [loggers]
             in_mlflow = any(isinstance(one, tracking.MLflowLogger) for one in loggers)
@@ -458,6 +464,8 @@ class Experiment(LightningCLI):
             # Raised late, by a callback that finds no such metric and the like.
             raise ConfigError(one_line(str(error))) from error
         except Exception as error:
+            if isinstance(error, RuntimeError) and str(error).startswith(_NOT_WATCHED):
+                raise ConfigError(f"trainer.callbacks: {one_line(str(error))}") from error
             device = str(self.trainer.strategy.root_device)
             found = users_error(error) or faults.explain(error, self.flat_config(), device)
             if found is None:

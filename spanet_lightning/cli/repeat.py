@@ -107,7 +107,10 @@ def repeat(store: Store, run: RunView, say: Say) -> Comparison:
         ConfigError: If the run does not hold its configuration.
     """
     text = store.text(run, CONFIG)
-    config = None if text is None else yaml.safe_load(text)
+    try:
+        config = None if text is None else yaml.safe_load(text)
+    except yaml.YAMLError:  # a tag that would build an object, too
+        config = None
     if not isinstance(config, dict) or "model" not in config:
         raise ConfigError(
             f"RUN: {run.name} ({run.id[:8]}) holds no {CONFIG}, expected a run of `lightning`; a "

@@ -25,6 +25,7 @@ _SAFE_TAGS = {
     f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")
 }
 # `<<` (merge) and `=` (value) are keys that YAML gives a meaning; dates stay text for jsonargparse.
+_MOST_VALUES = 100_000
 _SAFE_TAGS |= {f"tag:yaml.org,2002:{name}" for name in ("merge", "value", "timestamp")}
 
 
@@ -92,6 +93,8 @@ def read(path: str, where: str = "--config") -> Node:
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply, expected keys and values") from None
     if composed is None:
         return Node({}, path)
     if not isinstance(composed, yaml.MappingNode):
@@ -106,6 +109,7 @@ class _Converter:
         self.path = path
         self.scalar = get_loader("yaml")  # jsonargparse's own reading of `1e-3` and the like
         self.done: dict[int, Node | None] = {}
+        self.sizes: dict[int, int] = {}  # values below each, as often as its alias is used
 
     def convert(self, source: yaml.Node) -> Node:
         where = f"{self.path}:{source.start_mark.line + 1}"
@@ -121,6 +125,9 @@ class _Converter:
             return shared
         self.done[id(source)] = None
         node = Node(self._value(source, where), where)
+        self.sizes[id(source)] = size = 1 + sum(self.sizes[id(child)] for child in _below(source))
+        if size > _MOST_VALUES:
+            raise ConfigError(f"{where}: its aliases stand for more than {_MOST_VALUES} values")
         self.done[id(source)] = node
         return node
 
@@ -160,6 +167,13 @@ class _Converter:
             # The line of the key, not of a block that begins below it.
             own[key] = Node(child.value, where)
         return {**merged, **own}
+
+
+def _below(source: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(source, yaml.MappingNode):
+        yield from (value for _, value in source.value)
+    elif isinstance(source, yaml.SequenceNode):
+        yield from source.value
 
 
 def merge(base: Node, new: Node) -> Node:

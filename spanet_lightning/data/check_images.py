@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from PIL import Image
 
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.images import read_mask
 from spanet_lightning.data.orientation import Meaning, Size, meaning, orientation
 from spanet_lightning.data.segmentation_transforms import IGNORED
+from spanet_lightning.decode import opened, rgb
+from spanet_lightning.errors import SpanetError
 
 _Job = TypeVar("_Job")
 Say = Callable[[int, int], None]  # is told how many of how many are done
@@ -143,14 +144,17 @@ class Measured(NamedTuple):
 def measured(path: Path) -> Measured | Fault:
     """Decode an image to its end; return what it is, or the fault that it has."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             size = image.size
             # A JPEG is decoded at an eighth of its size: every byte is read, in half the time.
             image.draft(image.mode, (1, 1))
             image.load()
+            rgb(image)
             return Measured(size, orientation(image))
     except FileNotFoundError:
         return Fault("missing image", str(path), "", "there is no such file")
+    except SpanetError:
+        raise
     except Exception as error:  # a decoder of broken bytes raises anything
         reason = " ".join(str(error).split()) or type(error).__name__
         return Fault("unreadable image", str(path), "", reason)

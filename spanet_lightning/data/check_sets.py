@@ -20,6 +20,7 @@ from spanet_lightning.data.checks import check_class_folders, check_same_classes
 from spanet_lightning.data.coco_faults import has_masks, record_faults
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.images import list_images
+from spanet_lightning.data.links import links_out, name_fault
 from spanet_lightning.data.orientation import Meaning
 from spanet_lightning.data.segmentation import SegmentationFoldersDataModule
 from spanet_lightning.data.segmentation_images import paired
@@ -180,6 +181,7 @@ def _coco(
             )
             for record in records
         }
+        yield from links_out(folder, root)
         yield from image_faults(
             list(jobs.values()), _said(say, f"images of {file.name}"), checked.meant
         )
@@ -190,7 +192,9 @@ def _coco(
 
 
 def _names_a_file(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("file_name"), str)
+    """Whether a record names a file that may be opened."""
+    name = record.get("file_name") if isinstance(record, dict) else None
+    return isinstance(name, str) and name_fault(name) is None
 
 
 def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
@@ -231,6 +235,8 @@ def _masks(
             yield Fault("missing folder", str(root / kind / split), "", detail)
     for split in sorted(folders["images"] & folders["annotations"]):
         images, masks = root / "images" / split, root / "annotations" / split
+        for folder in (images, masks):
+            yield from links_out(folder, root)
         pairs = paired(images, masks)
         checked.count("images", len(pairs))
         used = {mask for _, mask in pairs}
@@ -256,6 +262,7 @@ def _folders(root: Path, checked: Checked, say: Callable[[str, int, int], None])
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
         if not list_images(folder):
             continue
+        yield from links_out(folder, root)
         try:
             reader = read_folder(folder)
             check_class_folders(folder, reader)

@@ -12,7 +12,8 @@ from timm.data.readers.reader_factory import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spanet_lightning.errors import DataError, did_you_mean
+from spanet_lightning.decode import opened, rgb
+from spanet_lightning.errors import DataError, SpanetError, did_you_mean
 
 
 class SampleError(DataError):
@@ -50,19 +51,55 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.image(index)
+        return self.transform(image), label
+
+    def image(self, index: int) -> tuple[Image.Image, int]:
+        """Return an image as RGB, and its class.
+
+        Raises:
+            UnreadableImageError: If it can't be decoded.
+        """
         try:
             stream, label = self.reader[index]
-            with stream, Image.open(stream) as image:
-                pixels = image.convert("RGB")
-        except (
-            Exception
-        ) as error:  # a decoder of broken bytes raises anything, SyntaxError included
+            with stream, opened(stream) as image:
+                image.load()
+                return rgb(image), label
+        except SpanetError:
+            raise
+        except Exception as error:  # a decoder of broken bytes raises anything
             path = self.reader.filename(index, absolute=True)
             reason = " ".join(str(error).split()) or type(error).__name__
+            listed = self.reader.kept[index] if isinstance(self.reader, KeptReader) else index
             raise UnreadableImageError(
-                f"image {path} (index {index}): {reason}; expected an image that Pillow can decode"
+                f"image {path} (index {listed}): {reason}; expected an image that Pillow can decode"
             ) from error
-        return self.transform(pixels), label
+
+
+class KeptReader:
+    """Some of the images that timm's reader of a folder lists.
+
+    Args:
+        reader: The reader.
+        kept: Numbers of those that stay.
+    """
+
+    def __init__(self, reader: Any, kept: Sequence[int]) -> None:
+        self.root = reader.root
+        self.class_to_idx = reader.class_to_idx
+        self.kept = list(kept)
+        self.samples = [reader.samples[number] for number in kept]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, label = self.samples[index]
+        return Path(path).open("rb"), label
+
+    def filename(self, index: int, absolute: bool = False) -> str:  # noqa: ARG002 - as timm's
+        """Return the path of an image."""
+        return str(self.samples[index][0])
 
 
 def split_folder(root: str, split: str, key: str) -> Path:

@@ -20,14 +20,18 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
 from spanet_lightning.data.checks import (
     CheckedImages,
+    KeptReader,
     check_class_folders,
     check_same_classes,
     read_folder,
     split_folder,
 )
 from spanet_lightning.data.draws import entropy, preserved, spread, uniform
+from spanet_lightning.data.faults import refuse
+from spanet_lightning.data.links import links_out
 from spanet_lightning.data.loaders import drawn_loader, exact_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels, Normalize, in_precision_of_run
@@ -75,6 +79,9 @@ class ImageClassificationDataModule(LightningDataModule):
         std: Standard deviation of each channel that is divided by.
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load, on each device; 0 loads in the training process.
+        on_bad_sample: What to do with images that can't be decoded: "fail" at the first, by name,
+            or "skip": read all once beforehand, and leave them out. Folders only.
+        max_bad_samples: Largest share of a split that "skip" may leave out; one always may be.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -103,8 +110,13 @@ class ImageClassificationDataModule(LightningDataModule):
         std: Channels = STD,
         batch_size: int = 128,
         num_workers: int = 8,
+        on_bad_sample: OnBadSample = "fail",
+        max_bad_samples: float = 0.01,
     ) -> None:
         super().__init__()
+        self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
+        if self.bad_samples.skips and dataset:
+            raise invalid("on_bad_sample", on_bad_sample, f"'fail' with dataset={dataset!r}")
         if dataset and not dataset.startswith(SOURCES):
             accepted = ", ".join(repr(f"{source}...") for source in SOURCES)
             hint = did_you_mean(f"{dataset.partition('/')[0]}/", SOURCES)
@@ -357,15 +369,27 @@ class ImageClassificationDataModule(LightningDataModule):
         split = self._split(key)
         if split not in self._readers:
             folder = split_folder(self.root, split, key)
+            refuse(links_out(folder, Path(self.root)), f"spanet data check {self.root}")
             reader = read_folder(folder)
             check_class_folders(folder, reader)
             self._readers[split] = reader
+        return self._readers[split]
+
+    def _sound(self, key: str) -> Any:
+        """Return the reader of a split without the images that are to be left out."""
+        reader, split = self._reader(key), self._split(key)
+        if self.bad_samples.skips and not isinstance(reader, KeptReader):
+            files = [(path,) for path, _ in reader.samples]
+            look = CheckedImages(reader, self.eval_transform).image
+            kept = self.bad_samples.kept(split, range(len(files)), files, look)
+            self._readers[split] = KeptReader(reader, kept)
         return self._readers[split]
 
     def _predicted(self) -> Any:
         folder = Path(str(self.predict_root))
         if not folder.is_dir():
             raise DataError(f"predict_root: found no folder at {folder}, expected one of images")
+        refuse(links_out(folder, folder), f"spanet data check {folder}")
         return read_folder(folder)
 
     def _open(self, key: str) -> Dataset[Any]:
@@ -373,7 +397,7 @@ class ImageClassificationDataModule(LightningDataModule):
         training = key == "train_split"
         transform = self.train_transform if training else self.eval_transform
         if not self.dataset:
-            return CheckedImages(self._reader(key), transform)
+            return CheckedImages(self._sound(key), transform)
         split = self._split(key)
         try:
             dataset: Any = create_dataset(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from spanet_lightning.data import coco_file, detection_transforms
+from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
 from spanet_lightning.data.coco_file import CocoIndex
 from spanet_lightning.data.coco_images import (
     LEAST_SIDE,
@@ -16,12 +19,14 @@ from spanet_lightning.data.coco_images import (
     FolderImages,
     TrainImages,
     missing_images,
+    read_sample,
     trained_images,
 )
 from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.detection_transforms import Augmentation
 from spanet_lightning.data.faults import refuse
 from spanet_lightning.data.images import check_folder
+from spanet_lightning.data.links import links_out
 from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
@@ -69,6 +74,9 @@ class CocoDataModule(DenseDataModule):
         eval_batch_size: Images in a batch of evaluation, on each device; the published figures
             are for 1, without padding beyond a multiple of 32 px.
         num_workers: Processes that load, on each device; 0 loads in the training process.
+        on_bad_sample: What to do with images that are unreadable or of another size than annotated:
+            "fail" at the first, by name, or "skip": read all once beforehand, and leave them out.
+        max_bad_samples: Largest share of a split that "skip" may leave out; one always may be.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -98,8 +106,11 @@ class CocoDataModule(DenseDataModule):
         batch_size: int = 2,
         eval_batch_size: int = 1,
         num_workers: int = 4,
+        on_bad_sample: OnBadSample = "fail",
+        max_bad_samples: float = 0.01,
     ) -> None:
         super().__init__(mean, std, batch_size, eval_batch_size, num_workers)
+        self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
         for key, choice, names in (
             ("augmentation", augmentation, get_args(Augmentation)),
             ("bad_boxes", bad_boxes, get_args(BadBoxes)),
@@ -139,6 +150,7 @@ class CocoDataModule(DenseDataModule):
         self.eval_transform = detection_transforms.evaluation(long_side, short_side)
         self._documents: dict[str, dict[str, Any]] = {}
         self._indices: dict[str, CocoIndex] = {}
+        self._kept: dict[str, np.ndarray] = {}
         self._train: TrainImages | None = None
 
     # -- what the data is
@@ -214,7 +226,7 @@ class CocoDataModule(DenseDataModule):
                 self._path("train", 0),
                 self.train_transform,
                 self.masks,
-                kept=trained_images(train, self.keep_empty),
+                kept=self._sound("train", trained_images(train, self.keep_empty)),
             )
             if not len(self._train):
                 raise DataError(
@@ -222,10 +234,11 @@ class CocoDataModule(DenseDataModule):
                     f"expected some of at least {LEAST_SIDE} px with a box"
                 )
             self._report(train, len(self._train))
+            self._all("val")
         elif stage == "validate":
-            self._index("val")
+            self._all("val")
         else:
-            self._index("test")
+            self._all("test")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training images, augmented."""
@@ -239,7 +252,7 @@ class CocoDataModule(DenseDataModule):
     def evaluated(self, split: str) -> EvalImages:
         """Return the images of a split as they are evaluated."""
         index, folder = self._indices[split], self._path(split, 0)
-        return EvalImages(index, folder, self.eval_transform, self.masks)
+        return EvalImages(index, folder, self.eval_transform, self.masks, self._all(split))
 
     def predicted(self) -> EvalImages | FolderImages:
         """Return the images of `predict_root`, or the test images without it."""
@@ -271,11 +284,35 @@ class CocoDataModule(DenseDataModule):
             missing = missing_images(
                 (index.images[i].file for i in range(len(index))), folder, file
             )
-            refuse(missing, f"spanet data check {self.root}")
+            command = f"spanet data check {self.root}"
+            refuse(missing, command)
+            refuse(links_out(folder, Path(self.root)), command)
             self._indices[split] = index
         # Gigabytes for COCO's training file, which is not needed any more.
         self._documents.pop(self.sources[split][1], None)
         return self._indices[split]
+
+    def _all(self, split: str) -> np.ndarray:
+        """Return which images of a split are evaluated: all that can be used."""
+        return self._sound(split, np.arange(len(self._index(split))))
+
+    def _sound(self, split: str, numbers: np.ndarray) -> np.ndarray:
+        """Return which of some images of a split can be used."""
+        if not self.bad_samples.skips:
+            return numbers
+        if split not in self._kept:
+            index, folder = self._indices[split], self._path(split, 0)
+            records = [index.images[i] for i in numbers]
+            self._kept[split] = np.array(
+                self.bad_samples.kept(
+                    split,
+                    numbers.tolist(),
+                    [(str(folder / record.file),) for record in records],
+                    partial(read_sample, index, folder=folder, crowds=True, masks=self.masks),
+                    [(record.height, record.width) for record in records],
+                )
+            )
+        return self._kept[split]
 
     def _check_same_classes(self, train: CocoIndex, val: CocoIndex) -> None:
         first, second = (

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spanet_lightning.data.faults import Fault
+from spanet_lightning.data.links import name_fault
 from spanet_lightning.data.rle import is_empty, segmentation_fault
 
 TOLERANCE = 1.0
@@ -53,6 +54,9 @@ def record_faults(
             yield Fault("malformed image", file, f"images[{i}]", problem)
             continue
         item = f"image {record['id']} ({record['file_name']})"
+        outside = name_fault(record["file_name"])
+        if outside:
+            yield Fault("name out of the folder", file, item, outside)
         if record["id"] in sizes:
             yield Fault("duplicate image id", file, item, "got its id twice, expected once")
         elif record["file_name"] in files:

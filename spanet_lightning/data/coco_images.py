@@ -74,20 +74,28 @@ class EvalImages(Dataset[DetectionSample]):
         folder: Folder of the images.
         transform: Resizes.
         masks: Whether to draw instance masks.
+        kept: Indices of the images that are evaluated.
     """
 
     def __init__(
-        self, index: CocoIndex, folder: Path, transform: v2.Transform, masks: bool
+        self,
+        index: CocoIndex,
+        folder: Path,
+        transform: v2.Transform,
+        masks: bool,
+        kept: np.ndarray,
     ) -> None:
         self.index = index
         self.folder = folder
         self.transform = transform
         self.masks = masks
+        self.kept = kept
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.kept)
 
-    def __getitem__(self, number: int) -> DetectionSample:
+    def __getitem__(self, place: int) -> DetectionSample:
+        number = int(self.kept[place])
         sample = read_sample(self.index, number, self.folder, crowds=True, masks=self.masks)
         return sample._replace(image=self.transform(sample.image))
 
@@ -112,7 +120,7 @@ class FolderImages(Dataset[DetectionSample]):
 
     def __getitem__(self, number: int) -> DetectionSample:
         path = str(self.paths[number])
-        image = read_image(path)
+        image = read_image(path, index=number)
         height, width = image.shape[1:]
         target = DetectionTarget(
             boxes=torch.zeros(0, 4),
@@ -134,11 +142,11 @@ def read_sample(
     """
     record = index.images[number]
     path = str(folder / record.file)
-    image = read_image(path, (record.height, record.width))
+    image = read_image(path, (record.height, record.width), number)
     height, width = image.shape[1:]
     if (height, width) != (record.height, record.width):
         raise SampleError(
-            f"image {path} (id {record.id}): got {width}×{height} px, expected "
+            f"image {path} (index {number}, id {record.id}): got {width}×{height} px, expected "
             f"{record.width}×{record.height}, the size in its annotations"
         )
     target = index.target(number, crowds=crowds, masks=masks)

@@ -10,9 +10,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from spanet_lightning.data import class_lists
-from spanet_lightning.data.checks import split_folder
+from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
+from spanet_lightning.data.checks import SampleError, split_folder
 from spanet_lightning.data.dense import DenseDataModule
+from spanet_lightning.data.faults import refuse
 from spanet_lightning.data.images import read_mask
+from spanet_lightning.data.links import links_out
 from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
@@ -68,6 +71,10 @@ class SegmentationFoldersDataModule(DenseDataModule):
         eval_batch_size: Images in a batch of evaluation, on each device; the published figures are
             for 1, without any padding.
         num_workers: Processes that load, on each device; 0 loads in the training process.
+        on_bad_sample: What to do with pairs that can't be used (unreadable, of unequal size, values
+            beyond the classes): "fail" at the first, by name, or "skip": read all once beforehand,
+            and leave them out.
+        max_bad_samples: Largest share of a split that "skip" may leave out; one always may be.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -96,8 +103,11 @@ class SegmentationFoldersDataModule(DenseDataModule):
         batch_size: int = 4,
         eval_batch_size: int = 1,
         num_workers: int = 4,
+        on_bad_sample: OnBadSample = "fail",
+        max_bad_samples: float = 0.01,
     ) -> None:
         super().__init__(mean, std, batch_size, eval_batch_size, num_workers)
+        self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
         for key, number, least in (
             ("crop_size", crop_size, 32),
             ("short_side", short_side, 32),
@@ -212,8 +222,14 @@ class SegmentationFoldersDataModule(DenseDataModule):
         names = {"fit": ("train", "val"), "validate": ("val",)}
         for name in names.get(stage, ("test",)):
             if name not in self._datasets:
-                pairs = self._pairs(name)
-                self._datasets[name] = Pairs(pairs, self.num_classes, self.reduce_zero_label)
+                pairs = Pairs(self._pairs(name), self.num_classes, self.reduce_zero_label)
+                files = [(str(image), str(mask)) for image, mask in pairs.pairs]
+                settings = [self.num_classes, self.reduce_zero_label]
+                numbers = range(len(pairs))
+                pairs.keep(
+                    self.bad_samples.kept(self.splits[name], numbers, files, pairs.read, settings)
+                )
+                self._datasets[name] = pairs
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented."""
@@ -251,6 +267,8 @@ class SegmentationFoldersDataModule(DenseDataModule):
     def _pairs(self, name: str) -> list[Pair]:
         """Return each image of a split with its mask."""
         folder, masks = self._folder(self.images, name), self._folder(self.annotations, name)
+        for each in (folder, masks):
+            refuse(links_out(each, Path(self.root)), f"spanet data check {self.root}")
         pairs = paired(folder, masks)
         if not pairs:
             raise DataError(f"folder {folder}: found no images, expected some with masks")
@@ -273,7 +291,12 @@ class SegmentationFoldersDataModule(DenseDataModule):
         )
         largest = 0
         for _, file in pairs:
-            mask = reduced(read_mask(file), self.reduce_zero_label)
+            try:
+                mask = reduced(read_mask(file), self.reduce_zero_label)
+            except SampleError:
+                if self.bad_samples.skips:  # left out, once the classes are known
+                    continue
+                raise
             found = mask[mask != IGNORED]
             if len(found):
                 largest = max(largest, int(found.max()))

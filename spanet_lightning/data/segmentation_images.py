@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,10 +27,14 @@ class Pairs:
         pairs: Paths of each.
         num_classes: Classes that count.
         reduce_zero_label: Whether 0 does not count and all others are one less.
+
+    Attributes:
+        numbers: Number of each pair as listed, before any was left out.
     """
 
     def __init__(self, pairs: list[Pair], num_classes: int, reduce_zero_label: bool) -> None:
         self.pairs = pairs
+        self.numbers: Sequence[int] = range(len(pairs))
         self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
 
@@ -43,21 +48,29 @@ class Pairs:
             SampleError: If one can't be read, they differ in size, or a value is no class.
         """
         path, file = self.pairs[number]
-        stored = read_mask(file)
-        image = read_image(path, (stored.shape[0], stored.shape[1]))
+        index = self.numbers[number]
+        stored = read_mask(file, index)
+        image = read_image(path, (stored.shape[0], stored.shape[1]), index)
         if image.shape[1:] != stored.shape:
             (h, w), (mask_h, mask_w) = image.shape[1:], stored.shape
-            raise SampleError(f"mask {file}: got {mask_w}×{mask_h} px, expected {w}×{h} as {path}")
+            raise SampleError(
+                f"mask {file} (index {index}): got {mask_w}×{mask_h} px, expected {w}×{h} as {path}"
+            )
         mask = reduced(stored, self.reduce_zero_label)
         wrong = (mask != IGNORED) & ((mask < 0) | (mask >= self.num_classes))
         if wrong.any():
             shift = 1 if self.reduce_zero_label else 0
             raise SampleError(
-                f"mask {file}: got the value {int(stored[wrong][0])}, expected {shift} to "
-                f"{self.num_classes - 1 + shift}, the classes, or "
+                f"mask {file} (index {index}): got the value {int(stored[wrong][0])}, expected "
+                f"{shift} to {self.num_classes - 1 + shift}, the classes, or "
                 f"{'0 or ' if shift else ''}{IGNORED}, which do not count"
             )
         return SegmentationSample(image, mask, str(path))
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Leave out all but some pairs, given by their numbers."""
+        self.pairs = [self.pairs[number] for number in numbers]
+        self.numbers = list(numbers)
 
 
 class TrainPairs(Dataset[SegmentationSample]):
@@ -121,7 +134,7 @@ class FolderImages(Dataset[SegmentationSample]):
         return len(self.paths)
 
     def __getitem__(self, number: int) -> SegmentationSample:
-        image = read_image(self.paths[number])
+        image = read_image(self.paths[number], index=number)
         mask = torch.full(image.shape[1:], IGNORED, dtype=torch.int64)
         return SegmentationSample(self.transform(image), mask, str(self.paths[number]))
 

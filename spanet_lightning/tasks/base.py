@@ -6,7 +6,7 @@ import inspect
 import os
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from spanet_lightning.data.draws import entropy
 from spanet_lightning.errors import invalid
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks import restart
+from spanet_lightning.tasks.loading import safely
 from spanet_lightning.tasks.means import EpochMean
 from spanet_lightning.tasks.sharding import FullyShardedStrategy, shard
 
@@ -60,6 +61,25 @@ class Task(LightningModule):
             self.hparams.pop("num_classes", None)
         # The checkpoint holds the weights: reloading it must not need the file they began from.
         self.hparams["weights"] = None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a descriptor of its own
+        cls, checkpoint_path: Any, *args: Any, weights_only: bool | None = True, **kwargs: Any
+    ) -> Self:
+        """Rebuild a task from its checkpoint; see Lightning, and `loading.safely`.
+
+        Args:
+            checkpoint_path: A local file, or an open one.
+            args: As Lightning's.
+            weights_only: Only true, which null stands for.
+            kwargs: As Lightning's: arguments that replace those in the checkpoint.
+
+        Raises:
+            ConfigError: If `weights_only` is false.
+            CheckpointError: If the checkpoint holds or names code, or is an address.
+        """
+        with safely(checkpoint_path, weights_only):
+            return super().load_from_checkpoint(checkpoint_path, *args, weights_only=True, **kwargs)
 
     def trained(self) -> nn.Module:
         """Return the module whose parameters are optimized; its names decide on weight decay."""

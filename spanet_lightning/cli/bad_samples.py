@@ -1,0 +1,77 @@
+"""What a run says of the samples that it leaves out: a file, a count, a line an epoch."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+from spanet_lightning import tracking
+from spanet_lightning.cli.record import RunRecord, write
+from spanet_lightning.data.bad_samples import FILE, BadSamples
+
+METRIC = "data/bad_samples"
+"""Logged once for each split, as `data/bad_samples/SPLIT`: how many of it are left out."""
+
+
+def left_out(data: LightningDataModule | None, record: RunRecord) -> list[Callback]:
+    """Return the callback of a data module that leaves samples out; none for any other.
+
+    Args:
+        data: The data module.
+        record: Knows the folder of the run.
+    """
+    found = getattr(data, "bad_samples", None)
+    return [LeftOut(found, record)] if isinstance(found, BadSamples) and found.skips else []
+
+
+class LeftOut(Callback):
+    """Lists the samples that are left out in the run's folder and its tracker, and says how many.
+
+    Args:
+        samples: Which were found.
+        record: Knows the folder of the run; comes before this in the trainer's callbacks.
+    """
+
+    def __init__(self, samples: BadSamples, record: RunRecord) -> None:
+        self.samples = samples
+        self.record = record
+        self._listed = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the list into the folder, which now exists, and into the tracker."""
+        if trainer.is_global_zero:
+            write(self.record.folder / FILE, self.samples.table())
+        self._list(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how many are left out: no figure of an epoch should be read without."""
+        rank_zero_info(self.samples.line())
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it of a validation that is no part of a training."""
+        if trainer.state.fn == "validate":
+            self._list(trainer)
+            rank_zero_info(self.samples.line())
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it of a test."""
+        self._list(trainer)
+        rank_zero_info(self.samples.line())
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it of a prediction, of images whose split was looked at."""
+        if self.samples.found:
+            rank_zero_info(self.samples.line())
+
+    def _list(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or self._listed:
+            return
+        self._listed = True
+        counts = {
+            f"{METRIC}/{name}": float(len(split.bad)) for name, split in self.samples.found.items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(counts, step=trainer.global_step)
+            if isinstance(logger, tracking.MLflowLogger):
+                logger.log_text(self.samples.table(), FILE)
