@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UPerNet,
     )
     from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
+    from spanet_lightning.tracking.pictures import SpectrumPicture
 
 __all__ = [
     "Backbone",
@@ -48,6 +49,7 @@ __all__ = [
     "SegmentationFoldersDataModule",
     "SegmentationTask",
     "SemanticFPN",
+    "SpectrumPicture",
     "UPerNet",
     "__version__",
     "load_official",
@@ -67,6 +69,7 @@ _LAZY = {
     "SegmentationFoldersDataModule": "spanet_lightning.data",
     "SegmentationTask": "spanet_lightning.tasks",
     "SemanticFPN": "spanet_lightning.heads",
+    "SpectrumPicture": "spanet_lightning.tracking.pictures",
     "UPerNet": "spanet_lightning.heads",
 }
 

@@ -104,5 +104,15 @@ def _own_mixers(args: argparse.Namespace, folder: Path) -> list[Path]:
     say("")
     title = f"Frequency response of token mixers at {len(images)} images"
     data = drawing.mixers_data(found, title)
-    show("token mixers", data.table)
+    keys = {
+        "model": "model",
+        "mixer": "mixer",
+        "how": "how",
+        "grid": "grid",
+        "at 0": "response_at_0",
+        "cut-off": "cut_off_half_power",
+        "high/low": "high_over_low",
+        "leakage": "leakage",
+    }
+    show("token mixers", [{name: row[key] for name, key in keys.items()} for row in data.table])
     return save(folder, "mixers", data)
