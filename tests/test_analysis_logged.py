@@ -128,6 +128,7 @@ def test_a_picture_of_spectra_shows_the_first_images_and_changes_nothing():
     task, images, logger = ClassificationTask(net).eval(), torch.randn(6, 3, 32, 32), _Kept()
     trainer = SimpleNamespace(
         sanity_checking=False,
+        testing=False,
         state=SimpleNamespace(fn="fit"),
         max_epochs=9,
         current_epoch=2,
