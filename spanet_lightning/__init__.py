@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UPerNet,
     )
     from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
+    from spanet_lightning.tracking.pictures import SpectrumPicture
 
 __all__ = [
     "Backbone",
@@ -55,6 +56,7 @@ __all__ = [
     "SegmentationFoldersDataModule",
     "SegmentationTask",
     "SemanticFPN",
+    "SpectrumPicture",
     "UPerNet",
     "__version__",
     "load_official",
@@ -74,6 +76,7 @@ _LAZY = {
     "SegmentationFoldersDataModule": "spanet_lightning.data",
     "SegmentationTask": "spanet_lightning.tasks",
     "SemanticFPN": "spanet_lightning.heads",
+    "SpectrumPicture": "spanet_lightning.tracking.pictures",
     "UPerNet": "spanet_lightning.heads",
 }
 

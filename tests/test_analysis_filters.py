@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import spanet_lightning  # noqa: F401  (registers our models with timm)
-from spanet_lightning.analysis import filters, mixers, models
+from spanet_lightning.analysis import energies, filters, mixers, models
 from spanet_lightning.analysis.filters import full_gain, radial_mean
 from spanet_lightning.backbones import SPANetV2, spectral
 from spanet_lightning.errors import ConfigError
@@ -135,8 +135,8 @@ class _Mixer(nn.Module):
 def test_products_with_the_jacobian_are_those_of_the_whole_jacobian():
     torch.manual_seed(0)
     mixer, x = _Mixer(), torch.randn(2, 3, 4, 4)
-    at = mixers.modes_of(4, 4, 16)
-    kept, out = mixers._jacobian(mixer, x, at, 0, mixer, (4, 4))
+    at = energies.modes_of(4, 4, 16)
+    kept, out = energies.jacobian(mixer, x, at, 0, mixer, (4, 4))
     generator = torch.Generator().manual_seed(0)
     signs = (torch.randint(0, 2, (16, 3), generator=generator) * 2 - 1) / 3**0.5
     for b in range(2):
@@ -149,7 +149,7 @@ def test_products_with_the_jacobian_are_those_of_the_whole_jacobian():
 
 
 def test_modes_are_spread_over_all_frequencies():
-    at = mixers.modes_of(8, 6, 12)
+    at = energies.modes_of(8, 6, 12)
     assert at.fields.shape == (12, 8, 6)
     assert at.frequencies[0] == pytest.approx(0, abs=1e-12)
     assert (np.diff(at.frequencies) >= 0).all()
@@ -181,9 +181,9 @@ def test_shifted_windows_are_put_back_where_they_belong():
     block = net.layers[0].blocks[1]
     assert tuple(block.shift_size) == (2, 2)
     side, n = 8, 4
-    at = mixers.modes_of(side, side, 64)
+    at = energies.modes_of(side, side, 64)
     weights = torch.full((4, 1, n * n, n * n), 1 / (n * n))
-    kept, out = mixers._windowed(weights, at, block)
+    kept, out = energies.windowed(weights, at, block)
     window = [((y - 2) % side // n, (x - 2) % side // n) for y in range(side) for x in range(side)]
     matrix = torch.tensor([[float(a == b) / n**2 for b in window] for a in window])
     u = at.fields.flatten(1)

@@ -10,7 +10,7 @@ context branch returns before it multiplies the query, their magnitude averaged 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +200,9 @@ def context_maps(subject: Subject, image: Float[Tensor, "1 3 h w"]) -> ContextMa
     return ContextMaps(subject.label, tuple(sums), maps)
 
 
-def _keep(sums: dict[int, list[Tensor]], stage: int, weight: Tensor | None):  # type: ignore[no-untyped-def]
+def _keep(
+    sums: dict[int, list[Tensor]], stage: int, weight: Tensor | None
+) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(_: nn.Module, __: object, output: Tensor) -> None:
         context = output if weight is None else F.conv2d(F.gelu(output), weight)
         sums.setdefault(stage, []).append(context.detach()[0].abs().mean(0))

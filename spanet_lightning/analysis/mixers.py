@@ -14,32 +14,26 @@ Over channels (and heads) the root mean square is taken, which is also what rand
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spanet_lightning.analysis import taps
-from spanet_lightning.analysis.graphs import window_spectrum
+from spanet_lightning.analysis import energies, taps
+from spanet_lightning.analysis.energies import Measured, Modes
 from spanet_lightning.analysis.images import normalised
 from spanet_lightning.analysis.models import Subject
 from spanet_lightning.analysis.response import Response
 from spanet_lightning.analysis.taps import Tap
 from spanet_lightning.backbones.spanetv2 import HEAD_DIM, Attention
-from spanet_lightning.errors import invalid
 
 How = Literal["attention", "depthwise", "jacobian"]
-
-LARGEST_GRID = 64  # tokens a side whose modes are made: their matrix has side⁴ values
-_CHUNK_VALUES = 2_000_000  # values of tangents that go through a mixer at once
 
 
 @dataclass(frozen=True)
@@ -61,40 +55,6 @@ class MixerResponse:
     grid: tuple[int, int]
     response: Response
     leakage: float
-
-
-@dataclass(frozen=True)
-class Modes:
-    """Some modes of a grid.
-
-    Attributes:
-        frequencies: (M,) ascending.
-        fields: (M, H, W), each of norm 1.
-    """
-
-    frequencies: Float[np.ndarray, " m"]
-    fields: Float[Tensor, "m h w"]
-
-
-def modes_of(height: int, width: int, number: int) -> Modes:
-    """Return `number` modes of the 3×3 window's graph, spread evenly over all, the first included.
-
-    Raises:
-        ConfigError: If the grid is too large, or the number below 2.
-    """
-    if max(height, width) > LARGEST_GRID:
-        raise invalid("--size", f"{height}×{width} tokens", f"a size of at most {LARGEST_GRID}")
-    if number < 2:
-        raise invalid("--modes", number, "an integer of at least 2")
-    spectrum = window_spectrum(height, width, 3)
-    total = height * width
-    chosen = np.unique(np.linspace(0, total - 1, min(number, total)).round().astype(int))
-    fields = spectrum.modes[:, chosen].T.reshape(len(chosen), height, width)
-    return Modes(spectrum.eigenvalues[chosen], torch.from_numpy(fields.copy()).float())
-
-
-Measured = tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]
-"""Energy that stays on each mode, and all that comes out, for each image."""
 
 
 def mixer_responses(
@@ -194,14 +154,14 @@ class _Meter:
             yield
 
     def _at(self, height: int, width: int) -> Modes:
-        return modes_of(height, width, self.modes)
+        return energies.modes_of(height, width, self.modes)
 
     def _weights(self, weights: Tensor) -> None:
         """Measure attention weights: (B, heads, N, N), or (B·windows, heads, n, n)."""
         if self.windows:
             height, width = self.block.input_resolution
             at = self._at(height, width)
-            energy = _windowed(weights, at, self.block)
+            energy = energies.windowed(weights, at, self.block)
         else:
             number = weights.shape[-1]
             prefix = number - _patches(self.model, number, self.image)
@@ -209,7 +169,7 @@ class _Meter:
                 self.model, weights.new_zeros(1, number, 1), self.image
             ).shape[-2:]
             at = self._at(height, width)
-            energy = _attended(weights[..., prefix:, prefix:], at)
+            energy = energies.attended(weights[..., prefix:, prefix:], at)
         self.keep((height, width), "attention", at, energy, self.tap)
 
     def _input(self, x: Tensor) -> None:
@@ -219,12 +179,12 @@ class _Meter:
         at = self._at(height, width)
         how: How = "jacobian"
         if self.exact and isinstance(self.mixer, Attention) and self.mixer.local is None:
-            how, energy = "attention", _attended(_own_weights(self.mixer, x), at)
+            how, energy = "attention", energies.attended(_own_weights(self.mixer, x), at)
         elif self.exact and _is_depthwise(self.mixer):
-            how, energy = "depthwise", _convolved(self.mixer, at, len(x))
+            how, energy = "depthwise", energies.convolved(self.mixer, at, len(x))
         else:
             function = self.block._attn if self.windows else self.mixer.forward  # without our hook
-            energy = _jacobian(function, x, at, self.seed, self.model, self.image)
+            energy = energies.jacobian(function, x, at, self.seed, self.model, self.image)
         self.keep((height, width), how, at, energy, self.tap)
 
 
@@ -257,87 +217,3 @@ def _own_weights(mixer: Attention, x: Float[Tensor, "b c h w"]) -> Float[Tensor,
 
 def _is_depthwise(mixer: nn.Module) -> bool:
     return isinstance(mixer, nn.Conv2d) and mixer.groups == mixer.in_channels > 1
-
-
-def _energies(u: Float[Tensor, "m n"], out: Float[Tensor, "b k m n"]) -> Measured:
-    """Return energies of modes in channels k, averaged over channels."""
-    kept = (out * u).sum(-1).square().mean(1)
-    return kept, out.square().sum(-1).mean(1)
-
-
-def _attended(weights: Float[Tensor, "b k n n"], at: Modes) -> Measured:
-    u = at.fields.flatten(1)
-    return _energies(u, (weights.detach() @ u.t()).transpose(-2, -1))
-
-
-def _windowed(weights: Float[Tensor, "w k n n"], at: Modes, block: Any) -> Measured:
-    """Apply attention within windows, which may be shifted, to modes of the whole grid."""
-    height, width = at.fields.shape[-2:]
-    (high, wide), shift = block.window_size, tuple(block.shift_size)
-    if height % high or width % wide:
-        raise invalid(
-            "--size", f"{height}×{width} tokens", f"multiples of the window, {high}×{wide}"
-        )
-    rolled = at.fields.roll((-shift[0], -shift[1]), (1, 2))
-    parts = rolled.reshape(-1, height // high, high, width // wide, wide)
-    parts = parts.permute(1, 3, 2, 4, 0).reshape(-1, high * wide, len(rolled))  # window, n, mode
-    mixed = (
-        weights.detach().reshape(-1, len(parts), *weights.shape[1:]) @ parts[:, None]
-    )  # b, window, k, n, mode
-    mixed = mixed.permute(0, 2, 4, 1, 3)
-    mixed = mixed.reshape(*mixed.shape[:3], height // high, width // wide, high, wide)
-    whole = mixed.permute(0, 1, 2, 3, 5, 4, 6).reshape(*mixed.shape[:3], height, width)
-    whole = whole.roll(shift, (3, 4))
-    return _energies(at.fields.flatten(1), whole.flatten(3))
-
-
-def _convolved(mixer: nn.Module, at: Modes, images: int) -> Measured:
-    conv: Any = mixer
-    stacked = at.fields[:, None].expand(-1, conv.in_channels, -1, -1)
-    with torch.no_grad():
-        out = F.conv2d(stacked, conv.weight, None, conv.stride, conv.padding, 1, conv.groups)
-    kept, gone = _energies(at.fields.flatten(1), out.flatten(2).transpose(0, 1)[None])
-    return kept.expand(images, -1), gone.expand(images, -1)
-
-
-def _jacobian(
-    function: Callable[[Tensor], Tensor],
-    x: Tensor,
-    at: Modes,
-    seed: int,
-    model: nn.Module,
-    image: tuple[int, int],
-) -> Measured:
-    """Push modes, times random signs over channels, through the derivative at each image."""
-    rng = torch.Generator().manual_seed(seed)
-    grid = taps.as_grid(model, x, image)
-    channels = grid.shape[1]
-    number = len(at.fields)
-    signs = (torch.randint(0, 2, (number, channels), generator=rng) * 2 - 1) / channels**0.5
-    tangents = signs[:, :, None, None] * at.fields[:, None]
-    kept, out = [], []
-    for one in x:
-        rows: list[Sequence[Tensor]] = []
-        chunk = max(1, _CHUNK_VALUES // tangents[0].numel())
-        for part, field in zip(
-            torch.split(tangents, chunk), torch.split(at.fields, chunk), strict=True
-        ):
-            point = one.expand(len(part), *one.shape).contiguous()
-            with torch.no_grad(), warnings.catch_warnings():
-                # Forward rules that torch itself still writes in TorchScript.
-                warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-                derived: Any = torch.func.jvp(function, (point,), (_like(part, x, grid),))
-            moved = taps.as_grid(model, derived[1], image)
-            stays = (moved * field[:, None]).sum((2, 3)).square().sum(1)
-            rows.append((stays, moved.square().sum((1, 2, 3))))
-        kept.append(torch.cat([row[0] for row in rows]))
-        out.append(torch.cat([row[1] for row in rows]))
-    return torch.stack(kept), torch.stack(out)
-
-
-def _like(part: Float[Tensor, "m c h w"], x: Tensor, grid: Tensor) -> Tensor:
-    """Return tangents (M, C, H, W) in the layout of a mixer's input."""
-    if x.ndim == 4:
-        return part if x.shape == grid.shape else part.permute(0, 2, 3, 1).contiguous()
-    tokens = part.flatten(2).transpose(1, 2)
-    return F.pad(tokens, (0, 0, x.shape[1] - tokens.shape[1], 0))

@@ -177,6 +177,11 @@ def _of_run(file: Path, seed: int) -> Subject:
             f"MODEL {file}: does not tell its architecture, as a run's .ckpt does; name the model: "
             f"NAME@{file}"
         )
+    channels = described.get("init_args", {}).get("in_chans", 3)
+    if channels != 3:
+        raise CheckpointError(
+            f"MODEL {file}: takes images of {channels} channels; photographs have 3"
+        )
     torch.manual_seed(seed)
     try:
         model = _CLASSES[kind](**described.get("init_args", {}))

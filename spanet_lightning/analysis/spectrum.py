@@ -79,7 +79,10 @@ def log_amplitude(features: Float[Tensor, "b c h w"]) -> Float64[Tensor, "h w"]:
     The features are real, so half of the spectrum is computed, and mirrored.
     """
     height, width = features.shape[-2:]
-    half = torch.fft.rfft2(features.double()).abs().add_(EPSILON).log_().mean(1).sum(0)
+    # On the CPU: some accelerators have no double precision.
+    half = (
+        torch.fft.rfft2(features.detach().cpu().double()).abs().add_(EPSILON).log_().mean(1).sum(0)
+    )
     rows = (-torch.arange(height)) % height
     columns = width - torch.arange(width // 2 + 1, width)
     full = torch.cat([half, half[rows][:, columns]], dim=1)

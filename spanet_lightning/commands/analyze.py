@@ -9,7 +9,8 @@
   redraw       draw the figures of a folder again, from their data alone
 
 Models go by timm's name ('spanetv2_s18_pure', 'vit_small'), 'NAME@WEIGHTS', or a run's '.ckpt'
-alone. Each figure is written as SVG and PNG, beside its data as NPZ and CSV.
+alone. Each figure is written as SVG and PNG, beside its data as NPZ and CSV; --log adds them to the
+MLflow run that wrote the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spanet_lightning.commands import analyses
-from spanet_lightning.commands.analyses import DEFAULT_MODEL
+from spanet_lightning.commands.analyses import DEFAULT_MODEL, recorded
 from spanet_lightning.errors import invalid
 
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name != "redraw":
             text = f"folder to write (default: analysis/{name})"
             one.add_argument("--output", metavar="FOLDER", default=f"analysis/{name}", help=text)
+            _add_log(one)
         return one
 
     one = add("response", "what mixers do to the frequencies of their graph", analyses.response)
@@ -96,6 +98,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("folder", metavar="FOLDER", help="with .npz files, or one such file")
 
 
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    text = "add the figures and their data to the MLflow runs of the models that are checkpoints"
+    parser.add_argument("--log", action="store_true", help=text)
+    text = "add them to this run: its id, the beginning of it, or its name"
+    parser.add_argument("--run", metavar="RUN", help=text)
+    text = "store of --run (default: the environment's, or mlflow.db)"
+    parser.add_argument("--tracking-uri", metavar="URI", help=text)
+
+
 def _add_models(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--model", action="append", metavar="MODEL", help=f"any number {text}")
     parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
@@ -118,13 +129,15 @@ def run(args: argparse.Namespace) -> None:
     """Analyse, print the numbers, and write the figures.
 
     Raises:
-        SpanetError: If an argument, an image or a file is wrong.
+        SpanetError: If an argument, an image or a file is wrong, or there is no such run.
     """
     from spanet_lightning.analysis.figures import require_matplotlib
 
     require_matplotlib()
     if hasattr(args, "output") and Path(args.output).is_file():
         raise invalid("--output", args.output, "a folder, not a file")
+    targets = recorded.targets(args)  # before anything is measured
     written: list[Path] = args.analyse(args)
     for path in written:
         print(f"wrote {path}")
+    recorded.attach(args, targets, written)

@@ -1,7 +1,8 @@
 """Write the report of a study: Markdown, a page of HTML that opens offline, CSV, JSON, figures.
 
-It is made from the storage alone, and of the same trials it is the same, byte for byte. A trial
-that was deleted or changed since it ended is refused by name.
+It is made from the storage alone, and of the same trials it is the same, byte for byte; --analysis
+reads the checkpoints of the trials as well. A trial that was deleted or changed since it ended is
+refused by name.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="where to write (default: reports/STUDY)"
     )
+    text = "add the spectra of features of each arm's best checkpoint"
+    parser.add_argument("--analysis", action="store_true", help=text)
+    text = "photographs for --analysis: files or folders (default: two of scikit-learn's)"
+    parser.add_argument("--images", nargs="+", metavar="PATH", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,10 +59,17 @@ def run(args: argparse.Namespace) -> None:
                 f"{'; '.join(changes[:4])}{'; …' if len(changes) > 4 else ''}; to report what was "
                 f"run, give the name {name!r}"
             )
+    if args.images and not args.analysis:
+        raise ConfigError("--images: are those of --analysis, which is not given")
     found = gather(stored, study)
     folder = Path(args.output) if args.output else Path("reports") / name
-    told = build.document(found)
-    made = build.files(found, told)
+    told, more = build.document(found), {}
+    if args.analysis:
+        from spanet_lightning.sweep.report.spectral import spectra
+
+        spectral = spectra(found, args.images or ["sample"])
+        told, more = spectral.added_to(told), spectral.files
+    made = {**build.files(found, told), **more}
     build.write(folder, made)
     figures = "SVG" if not png.available() else "SVG, PNG"
     show(

@@ -18,6 +18,8 @@ class TrackingOptions:
         pictures_every: Epochs between pictures for the tracker: confusion matrix, best and worst
             predictions, spectral filters. The last epoch has them too; 0 draws none.
         predictions: Images in each picture of best and worst predictions.
+        spectrum: Validation images of which the spectra of feature maps are drawn, block by block,
+            with the other pictures; 0 draws none.
         grad_norm: Whether to record the norm of the gradients, every `trainer.log_every_n_steps`.
         system_metrics: Whether to record the load of the machine as well, as often.
         checkpoints: Checkpoint to record among the artifacts once training has ended: "best",
@@ -32,6 +34,7 @@ class TrackingOptions:
 
     pictures_every: int = 10
     predictions: int = 12
+    spectrum: int = 0
     grad_norm: bool = True
     system_metrics: bool = False
     checkpoints: CheckpointPolicy = "none"
@@ -42,6 +45,7 @@ class TrackingOptions:
         for key, number, least in (
             ("pictures_every", self.pictures_every, 0),
             ("predictions", self.predictions, 1),
+            ("spectrum", self.spectrum, 0),
         ):
             if number < least:
                 raise invalid(f"tracking.{key}", number, f"at least {least}")

@@ -6,6 +6,13 @@ FOLDER` draws it again from that file.
 
 from __future__ import annotations
 
-from spanet_lightning.analysis.figures.store import FigureData, redraw, require_matplotlib, save
+from spanet_lightning.analysis.figures.store import (
+    FigureData,
+    picture,
+    redraw,
+    require_matplotlib,
+    save,
+    save_data,
+)
 
-__all__ = ["FigureData", "redraw", "require_matplotlib", "save"]
+__all__ = ["FigureData", "picture", "redraw", "require_matplotlib", "save", "save_data"]

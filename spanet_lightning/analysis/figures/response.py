@@ -192,6 +192,7 @@ def _draw_mixers(found: FigureData) -> Any:
         axes.set_ylabel("response, dB of that at 0")
     for axes in grid[len(models) :]:
         axes.set_visible(False)
+    style.stage_legend(grid[0], sorted({entry["stage"] for entry in entries}))
     bar = mpl.cm.ScalarMappable(cmap=colours)
     figure.colorbar(bar, ax=list(grid), label="depth of the block, 0 to 1", shrink=0.7)
     figure.suptitle(found.meta["title"], fontsize=10)

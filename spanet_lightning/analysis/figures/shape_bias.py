@@ -49,14 +49,18 @@ def draw(found: FigureData) -> Any:
 
     names, classes = found.meta["names"], found.meta["classes"]
     by_class, values = found.arrays["classes"], found.arrays["values"]
-    figure = style.new(6.6, 5.2)
+    figure = style.new(7.4, 5.4)
     axes = figure.subplots()
     y = np.arange(len(classes))
     for i, name in enumerate(names):
         look = {**style.line(i), "linestyle": "none"}
         known = not math.isnan(values[i])
         told = f"{values[i]:.3f}" if known else "no decision"
-        axes.plot(1 - by_class[i], y, **look, alpha=0.9, label=f"{style.short(name)}  {told}")
+        # One below the other, so that none hides another.
+        lower = (i - (len(names) - 1) / 2) * min(0.1, 0.7 / len(names))
+        axes.plot(
+            1 - by_class[i], y + lower, **look, alpha=0.9, label=f"{style.short(name)}  {told}"
+        )
         if known:
             axes.axvline(1 - values[i], color=look["color"], linestyle=style.line(i)["linestyle"])
     axes.set_yticks(y, classes)

@@ -107,15 +107,8 @@ def _draw_curves(found: FigureData) -> Any:
         axes.set_visible(False)
     bar = mpl.cm.ScalarMappable(cmap=colours)
     figure.colorbar(bar, ax=list(grid), label="normalised depth", shrink=0.8)
-    from matplotlib.lines import Line2D
-
     stages = sorted({one["stage"] for model in models for one in model["drawn"]})
-    if len(stages) > 1:
-        handles = [
-            Line2D([], [], color=style.INK, linestyle=style.DASHES[(s - 1) % len(style.DASHES)])
-            for s in stages
-        ]
-        grid[0].legend(handles, [f"stage {s}" for s in stages], loc="lower left")
+    style.stage_legend(grid[0], stages)
     figure.suptitle(found.meta["title"], fontsize=10)
     return figure
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from spanet_lightning.analysis.figures import style
 from spanet_lightning.errors import ConfigError, DataError
 
 FORMATS = ("svg", "png")
 _KEY = "figure.json"  # the array of the .npz that holds what is no array
+
+Target = TypeVar("Target", Path, io.BytesIO)
 
 # Which module draws a kind: its function `draw(data)` returns a matplotlib figure.
 _DRAWN_BY = {
@@ -84,14 +88,24 @@ def save(folder: Path, name: str, data: FigureData) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output: {folder} can't be made ({error.strerror})") from None
-    stored = folder / f"{name}.npz"
-    told = json.dumps({"kind": data.kind, "meta": dict(data.meta)}, ensure_ascii=False)
-    arrays: dict[str, Any] = {_KEY: np.array(told), **data.arrays}
-    np.savez_compressed(stored, **arrays)
-    written = [stored]
+    written = [save_data(folder / f"{name}.npz", data)]
     if data.table:
         written.append(write_csv(folder / f"{name}.csv", data.table))
     return written + _draw(folder, name, data)
+
+
+def save_data(path: Path, data: FigureData) -> Path:
+    """Write what a figure is drawn from, its table left out, and return the file."""
+    told = json.dumps({"kind": data.kind, "meta": dict(data.meta)}, ensure_ascii=False)
+    arrays: dict[str, Any] = {_KEY: np.array(told), **data.arrays}
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def picture(data: FigureData) -> Image.Image:
+    """Return a figure as a picture in memory."""
+    written = _write(data, io.BytesIO(), "png")
+    return Image.open(written).convert("RGB")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -143,13 +157,21 @@ def redraw(folder: Path) -> list[Path]:
 def _draw(folder: Path, name: str, data: FigureData) -> list[Path]:
     if data.kind not in _DRAWN_BY:
         raise DataError(f"{folder / name}.npz: is a figure of kind {data.kind!r}, which none draws")
+    return [_write(data, folder / f"{name}.{suffix}", suffix) for suffix in FORMATS]
+
+
+def _write(data: FigureData, to: Target, suffix: str) -> Target:
+    """Draw into a file, or into memory."""
     module = importlib.import_module(f"{__package__}.{_DRAWN_BY[data.kind]}")
-    written = []
+    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
     with style.house():
-        figure = module.draw(data)
-        for suffix in FORMATS:
-            path = folder / f"{name}.{suffix}"
-            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(path, dpi=style.DPI, metadata=metadata)
-            written.append(path)
-    return written
+        # Tight: the layout leaves no room for the labels of images, which have no ticks.
+        module.draw(data).savefig(
+            to,
+            format=suffix,
+            dpi=style.DPI,
+            metadata=metadata,
+            bbox_inches="tight",
+            pad_inches=0.05,
+        )
+    return to

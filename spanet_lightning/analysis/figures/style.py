@@ -6,7 +6,7 @@ fields use maps whose lightness grows steadily.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,9 @@ DPI = 110
 
 COLOURS = ("#0072b2", "#d55e00", "#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)))
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<>p"
+"""Of another number than the colours, so that a ninth line is not the first one again."""
+
 
 SEQUENTIAL = "viridis"
 DEPTH = "plasma_r"
@@ -90,6 +92,15 @@ def field(axes: Any, values: np.ndarray, title: str = "", **options: Any) -> Any
     if title:
         axes.set_title(title, fontsize=8.5)
     return axes.imshow(values, **{"cmap": SEQUENTIAL, **options})
+
+
+def stage_legend(axes: Any, stages: Sequence[int]) -> None:
+    """Say which dash is which stage's, where there is more than one."""
+    from matplotlib.lines import Line2D
+
+    if len(stages) > 1:
+        lines = [Line2D([], [], color=INK, linestyle=DASHES[(s - 1) % len(DASHES)]) for s in stages]
+        axes.legend(lines, [f"stage {s}" for s in stages], loc="lower left")
 
 
 def short(label: str, most: int = 28) -> str:

@@ -79,7 +79,24 @@ class Commands:
     items: tuple[tuple[str, str], ...]
 
 
-Block = str | Table | Bullets | Commands | Scene
+@dataclass(frozen=True)
+class Picture:
+    """A figure that others have drawn.
+
+    Attributes:
+        file: Where it is, seen from the report.
+        png: The same as PNG, for a page that needs no other file.
+        alt: What it shows, for those who don't see it.
+        caption: What to know of it.
+    """
+
+    file: str
+    png: bytes
+    alt: str
+    caption: str
+
+
+Block = str | Table | Bullets | Commands | Scene | Picture
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from spanet_lightning.sweep.report.document import (
     Cell,
     Commands,
     Document,
+    Picture,
     Table,
 )
 from spanet_lightning.sweep.report.scene import Scene
@@ -37,9 +38,10 @@ def _block(block: Block, figures: str) -> list[str]:
         return [_text(block)]
     if isinstance(block, Bullets):
         return [f"- {_text(item)}" for item in block.items]
-    if isinstance(block, Scene):
+    if isinstance(block, Scene | Picture):
         alt = _text(block.alt).replace("[", "(").replace("]", ")")
-        return [f"![{alt}]({figures}/{block.name}.svg)", "", f"*{_text(block.caption)}*"]
+        file = block.file if isinstance(block, Picture) else f"{figures}/{block.name}.svg"
+        return [f"![{alt}]({file})", "", f"*{_text(block.caption)}*"]
     if isinstance(block, Commands):
         lines = ["<details>", f"<summary>{block.title}</summary>", "", "```"]
         for name, command in block.items:

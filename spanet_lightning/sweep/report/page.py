@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from html import escape
 
@@ -12,6 +13,7 @@ from spanet_lightning.sweep.report.document import (
     Cell,
     Commands,
     Document,
+    Picture,
     Section,
     Table,
 )
@@ -68,6 +70,7 @@ td.flag { color: var(--warn); }
 figure { margin: 26px 0 8px; }
 figure .scroll { overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 720px; height: auto; }
+figure img { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: 13.5px; margin-top: 6px; max-width: 62em; }
 code { background: var(--code); border-radius: 4px; padding: .1em .35em; overflow-wrap: anywhere;
   font: .88em/1.5 ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace; }
@@ -167,6 +170,13 @@ def _block(block: Block) -> str:
     if isinstance(block, Scene):
         return (
             f'<figure>\n<div class="scroll">\n{svg.inline(block)}\n</div>\n'
+            f"<figcaption>{_text(block.caption)}</figcaption>\n</figure>"
+        )
+    if isinstance(block, Picture):
+        content = base64.b64encode(block.png).decode()
+        return (
+            f'<figure>\n<img src="data:image/png;base64,{content}" '
+            f'alt="{escape(block.alt, quote=True)}">\n'
             f"<figcaption>{_text(block.caption)}</figcaption>\n</figure>"
         )
     return _table(block)

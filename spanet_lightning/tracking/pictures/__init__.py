@@ -10,8 +10,15 @@ from spanet_lightning.tracking.options import TrackingOptions
 from spanet_lightning.tracking.pictures.confusion import ConfusionPicture
 from spanet_lightning.tracking.pictures.filters import FilterPicture
 from spanet_lightning.tracking.pictures.predictions import PredictionPicture
+from spanet_lightning.tracking.pictures.spectrum import SpectrumPicture
 
-__all__ = ["ConfusionPicture", "FilterPicture", "PredictionPicture", "picture_callbacks"]
+__all__ = [
+    "ConfusionPicture",
+    "FilterPicture",
+    "PredictionPicture",
+    "SpectrumPicture",
+    "picture_callbacks",
+]
 
 
 def picture_callbacks(options: TrackingOptions, model: LightningModule) -> list[Callback]:
@@ -27,4 +34,6 @@ def picture_callbacks(options: TrackingOptions, model: LightningModule) -> list[
     found: list[Callback] = []
     if isinstance(model, ClassificationTask):
         found = [ConfusionPicture(every), PredictionPicture(every, options.predictions)]
+    if options.spectrum:
+        found.append(SpectrumPicture(every, options.spectrum))
     return [*found, FilterPicture(every)]
