@@ -17,7 +17,7 @@ def tracker(uri: str | None) -> Finding:
     from spanet_lightning.tracking.addresses import DEFAULT_URI, URI_VARIABLE, without_secret
     from spanet_lightning.tracking.logger import DEFAULT_EXPERIMENT
     from spanet_lightning.tracking.probe import probe
-from spanet_lightning.tracking.refusals import installed
+    from spanet_lightning.tracking.refusals import installed
 
     uri = uri or os.environ.get(URI_VARIABLE) or DEFAULT_URI
     what = f"tracker {without_secret(uri)}"
