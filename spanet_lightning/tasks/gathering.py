@@ -72,7 +72,7 @@ def decode(data: bytes) -> Lists:
                 continue
             lengths = arrays[key].tolist()
             if f"{name}.values" in arrays.files:
-                found[name] = list(torch.from_numpy(arrays[f"{name}.values"]).split(lengths))
+                found[name] = list(torch.split(torch.from_numpy(arrays[f"{name}.values"]), lengths))
                 continue
             runs, ends = arrays[f"{name}.runs"].tobytes(), arrays[f"{name}.ends"].tolist()
             sizes = arrays[f"{name}.sizes"].tolist()
