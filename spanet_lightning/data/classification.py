@@ -289,9 +289,9 @@ class ImageClassificationDataModule(LightningDataModule):
         if picked.any():
             self.erasing.device = images.device
             with preserved():
-                for i in np.flatnonzero(picked):
-                    random.seed(int(erase[i]))
-                    torch.manual_seed(int(erase[i]))
+                for i in np.flatnonzero(picked).tolist():
+                    random.seed(erase[i])
+                    torch.manual_seed(erase[i])  # of any device
                     self.erasing(found[i])
         return found
 

@@ -62,15 +62,15 @@ class TrainingSampler(DistributedSampler[Any]):
         self.skipped = batches
 
     @abstractmethod
-    def batches(self) -> Sequence[Sequence[int]]:
-        """Return the batches of the epoch, each of all processes, in order."""
+    def batches(self) -> np.ndarray:
+        """Return the samples of the epoch's batches, each of all processes, shape (N, batch)."""
 
     @abstractmethod
     def rounds(self) -> int:
         """Return how many batches an epoch has."""
 
     @abstractmethod
-    def seeds(self, batch: Sequence[int]) -> Sequence[int]:
+    def seeds(self, batch: np.ndarray) -> list[int]:
         """Return the seed of the augmentation of each sample of a batch in this epoch."""
 
     def __iter__(self) -> Iterator[Draw]:
@@ -78,8 +78,8 @@ class TrainingSampler(DistributedSampler[Any]):
         first = self.rank * self.batch_size
         for batch in self.batches()[skipped:]:
             share = batch[first : first + self.batch_size]
-            for number, seed in zip(share, self.seeds(share), strict=True):
-                yield Draw(int(number), int(seed))
+            for number, seed in zip(share.tolist(), self.seeds(share), strict=True):
+                yield Draw(number, seed)
 
     def __len__(self) -> int:
         return self.rounds() * self.batch_size
@@ -110,20 +110,20 @@ class EpochShuffle(TrainingSampler):
         self.size = size
         super().__init__(batch_size, epoch, num_replicas, rank)
 
-    def batches(self) -> Sequence[Sequence[int]]:
-        """Return the batches of the epoch, each of all processes, in order."""
+    def batches(self) -> np.ndarray:
+        """Return the samples of the epoch's batches, each of all processes, shape (N, batch)."""
         generator = torch.Generator().manual_seed((run_seed() << 20) + self.epoch)
-        order = torch.randperm(self.size, generator=generator).numpy()
-        full = order[: self.rounds() * self.global_batch]
-        return full.reshape(-1, self.global_batch)  # type: ignore[no-any-return]
+        order: np.ndarray = torch.randperm(self.size, generator=generator).numpy()
+        return order[: self.rounds() * self.global_batch].reshape(-1, self.global_batch)
 
     def rounds(self) -> int:
         """Return how many batches an epoch has."""
         return self.size // self.global_batch
 
-    def seeds(self, batch: Sequence[int]) -> Sequence[int]:
+    def seeds(self, batch: np.ndarray) -> list[int]:
         """Return the seed of the augmentation of each sample of a batch in this epoch."""
-        return spread(entropy(self.epoch), np.asarray(batch)).tolist()  # type: ignore[no-any-return]
+        seeds: list[int] = spread(entropy(self.epoch), batch).tolist()
+        return seeds
 
 
 class GroupedShuffle(TrainingSampler):
@@ -152,24 +152,25 @@ class GroupedShuffle(TrainingSampler):
         self.groups = np.asarray(groups, dtype=np.int64)
         super().__init__(batch_size, epoch, num_replicas, rank)
 
-    def batches(self) -> Sequence[Sequence[int]]:
-        """Return the batches of the epoch, each of all processes, in order."""
+    def batches(self) -> np.ndarray:
+        """Return the samples of the epoch's batches, each of all processes, shape (N, batch)."""
         order = np.random.default_rng(entropy(self.epoch))
-        found: list[list[int]] = []
+        found = []
         for group in np.unique(self.groups):
             members = order.permutation(np.flatnonzero(self.groups == group))
             full = len(members) // self.global_batch
-            found += members[: full * self.global_batch].reshape(full, self.global_batch).tolist()
-        return [found[i] for i in order.permutation(len(found))]
+            found.append(members[: full * self.global_batch].reshape(full, self.global_batch))
+        batches = np.concatenate(found)
+        return batches[order.permutation(len(batches))]
 
     def rounds(self) -> int:
         """Return how many batches an epoch has."""
         counts = np.unique(self.groups, return_counts=True)[1]
         return int((counts // self.global_batch).sum())
 
-    def seeds(self, batch: Sequence[int]) -> Sequence[int]:
+    def seeds(self, batch: np.ndarray) -> list[int]:
         """Return the seed of the augmentation of each sample of a batch in this epoch."""
-        return [entropy(self.epoch, number) for number in batch]
+        return [entropy(self.epoch, number) for number in batch.tolist()]
 
 
 class ExactShare(DistributedSampler[Any]):

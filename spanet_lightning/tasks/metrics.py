@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
 from spanet_lightning.heads import Detections
+from spanet_lightning.tasks.gathering import gather
 
 # The twelve numbers of COCO's evaluation: its name in torchmetrics, and ours.
 COCO_NUMBERS = {
@@ -80,12 +80,10 @@ class CocoMetric(MeanAveragePrecision):
 
         torchmetrics gathers image by image, and hangs or aborts where one process has one more.
         """
-        own = {name: _on_cpu(getattr(self, name)) for name in self._defaults}
+        own = {name: getattr(self, name) for name in self._defaults}
         group = process_group or self.process_group
-        gathered: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(gathered, own, group=group)
-        for name in own:
-            setattr(self, name, [item for part in gathered for item in part[name]])
+        for name, items in gather(own, torch.device(self.device), group).items():
+            setattr(self, name, items)
 
     def add(self, found: Sequence[Detections], targets: Sequence[Mapping[str, Any]]) -> None:
         """Add images: what was found and what is there, both in pixels of the stored image."""
@@ -95,10 +93,6 @@ class CocoMetric(MeanAveragePrecision):
             [{key: value for key, value in d.items() if key in with_scores} for d in found],  # type: ignore[misc]
             [{key: t[key] for key in keys} for t in targets],
         )
-
-
-def _on_cpu(items: Sequence[Any]) -> list[Any]:
-    return [item.cpu() if isinstance(item, Tensor) else item for item in items]
 
 
 class SegmentationMetric(Metric):

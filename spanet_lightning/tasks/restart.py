@@ -55,7 +55,7 @@ def record(task: Task, validated: bool) -> dict[str, Any]:
         validated: Whether a validation has ended since the last training batch.
     """
     trainer = task.trainer
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     seed = os.environ.get("PL_GLOBAL_SEED")
     found: dict[str, Any] = {
         "seed": None if seed is None else int(seed),
@@ -176,8 +176,8 @@ def go_on_with_seed(checkpoint: Mapping[str, Any]) -> None:
 
 
 def _is_amid_epoch(trainer: Trainer) -> bool:
-    epochs = trainer.fit_loop.epoch_progress.current
-    return epochs.started > epochs.processed  # type: ignore[attr-defined]  # which it has
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return bool(epochs.started > epochs.processed)
 
 
 def _set(counters: _Counters, **values: int) -> None:
