@@ -56,6 +56,7 @@ class Reporter(Callback):
         pl_module: LightningModule,
     ) -> None:
         """Tell what is known before the first step."""
+        self._started = time.perf_counter()  # a run may go on amid an epoch
         if not trainer.is_global_zero:
             return
         experiment, cost = self.experiment, self.experiment.cost
