@@ -32,6 +32,10 @@ class ImagesPerSecond(Callback):
         self._images = 0
         self._started = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: a run that goes on amid an epoch does not start the epoch."""
+        self._images, self._started = 0, time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._images, self._started = 0, time.perf_counter()
