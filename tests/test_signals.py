@@ -233,7 +233,8 @@ def test_workers_outlive_the_signal(number, code):
     process = subprocess.Popen(
         [sys.executable, "-m", "spanet_lightning", "fit", *LONG[2:], *steps.step_log("s.jsonl"),
          "--model=ClassificationTask", "--model.backbone=SPANetV2", "--model.backbone.variant=test",
-         "--model.backbone.img_size=32", "--data=ClassificationDataModule", "--data.root=photos",
+         "--model.backbone.img_size=32", "--data=ImageClassificationDataModule",
+         "--data.root=photos",
          "--data.image_size=32", "--data.num_workers=2", "--trainer.max_epochs=500",
          "--name=digits-spanetv2", "--trainer.limit_train_batches=1.0",
          "--trainer.accelerator=cpu"],
