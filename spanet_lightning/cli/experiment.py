@@ -20,7 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import spanet_lightning
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.cli import blame, check, checkpoints, global_batch, keys, sources
+from spanet_lightning.cli import blame, check, checkpoints, global_batch, keys, ranks, sources
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
 from spanet_lightning.cli.compute import Compute, ComputeOptions
 from spanet_lightning.cli.help import LineHelpFormatter, knobs, program
@@ -383,7 +383,8 @@ class Experiment(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with ranks.watched():
+                super()._run_subcommand(subcommand)
         except SpanetError as error:
             raise blame.with_full_key(error, self.flat_config(), self.where) from error
         except MisconfigurationException as error:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spanet_lightning import tracking
+from spanet_lightning.cli import ranks
 from spanet_lightning.tracking import provenance
 
 CONFIG_FILE = "config.yaml"
@@ -104,7 +105,7 @@ class RunRecord(Callback):
         """Tell the tracker what ends the run; Lightning tells it only that something does."""
         if trainer.is_global_zero:
             for logger in _trackers(trainer):
-                logger.ended_by(exception)
+                logger.ended_by(ranks.cause(exception))
 
     def _place_checkpoints(self) -> None:
         for callback in self.checkpoints:
