@@ -30,6 +30,7 @@ from spanet_lightning.cli import (
     faults,
     global_batch,
     keys,
+    ranks,
     resume,
     sources,
 )
@@ -453,7 +454,7 @@ class Experiment(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            with self.interruption.listening():
+            with self.interruption.listening(), ranks.watched():
                 super()._run_subcommand(subcommand)
         except Interrupted as end:
             self._tell(end)

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from spanet_lightning import tracking
 from spanet_lightning.checkpoints.files import hold
+from spanet_lightning.cli import ranks
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking import provenance
 
@@ -112,7 +113,7 @@ class RunRecord(Callback):
         self._let_go()
         if trainer.is_global_zero:
             for logger in _trackers(trainer):
-                logger.ended_by(exception)
+                logger.ended_by(ranks.cause(exception))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -1,0 +1,128 @@
+"""If one of these fails, training or evaluating on several devices is not that on one."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spanet_lightning import cli
+from tests import ranks
+
+TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
+
+
+def evaluated_alone(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Return the figures that one process finds for the weights that a run ended with."""
+    monkeypatch.setenv("SPANET_TRUSTED_PACKAGES", "tests")
+    alone = folder.with_name(f"{folder.name}-alone")
+    given = f"--ckpt_path={folder / 'last.ckpt'}"
+    cli.run(ranks.command(name, alone, "validate", given, f"--data.batch_size={ranks.IMAGES}"))
+    return ranks.figures(alone)
+
+
+def check_two_train_as_one(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANET_TRUSTED_PACKAGES", "tests")
+    one, two = folder / "one", folder / "two"
+    cli.run(ranks.command(name, one, "fit", f"--data.batch_size={ranks.IMAGES}"))
+    half = f"--data.batch_size={ranks.IMAGES // 2}"
+    ranks.run(ranks.command(name, two, "fit", half, *TWO))
+    assert ranks.distance(one, two) < 1e-6
+    # The same weights, evaluated by two processes and by one; a loss is a sum in another order.
+    by_two, by_one = ranks.figures(two), evaluated_alone(name, two, monkeypatch)
+    assert by_two.keys() == by_one.keys()
+    assert by_two.keys() & {"val/top1", "val/box_ap", "val/miou"}
+    for figure, value in by_one.items():
+        margin = 1e-6 * value if figure == "val/loss" else 0.0
+        assert abs(by_two[figure] - value) <= margin, figure
+
+
+def test_two_processes_classify_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_two_train_as_one("spanetv2", tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ranks.TASKS if name != "spanetv2"])
+def test_two_processes_train_and_evaluate_as_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_two_train_as_one(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_global_batch_is_the_same_on_two(tmp_path: Path) -> None:
+    """One device accumulates four batches where two accumulate two; a layer makes it two."""
+    folders = tmp_path / "one", tmp_path / "two"
+    layer = f"--config={ranks.CONFIGS / 'trainer' / 'ddp.yaml'}"
+    more = ("--global_batch=8", "--data.batch_size=2", "--trainer.max_steps=5")
+    for folder, devices in zip(folders, ((), (layer, "--trainer.devices=2")), strict=True):
+        args = ranks.command("spanetv2", folder, "fit", *more, *devices)
+        said = ranks.run(args)
+        count = "2 devices x 2 images x 2" if devices else "1 device x 2 images x 4"
+        assert said.count(f"global batch 8 = {count} accumulated") == 1
+    assert ranks.distance(*folders) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spanetv2", "retinanet", "semantic_fpn"])
+def test_sharded_training_is_the_same_and_resumes(name: str, tmp_path: Path) -> None:
+    """FSDP2: the weights of one device, from a checkpoint that one device wrote and to another."""
+    one, two, more = tmp_path / "one", tmp_path / "two", tmp_path / "more"
+    alone = f"--data.batch_size={ranks.IMAGES}"
+    half = f"--data.batch_size={ranks.IMAGES // 2}"
+    sharded = (half, "--trainer.devices=2", "--trainer.strategy=fsdp2")
+    ranks.run(ranks.command(name, one, "fit", alone))
+    ranks.run(ranks.command(name, two, "fit", *sharded))
+    assert ranks.distance(one, two) < 1e-6
+    # Each goes on with what the other saved.
+    on = ("--trainer.max_epochs=2",)
+    from_sharded = f"--ckpt_path={two / 'last.ckpt'}"
+    ranks.run(ranks.command(name, more / "a", "fit", alone, *on, from_sharded))
+    from_one = f"--ckpt_path={one / 'last.ckpt'}"
+    ranks.run(ranks.command(name, more / "b", "fit", *sharded, *on, from_one))
+    assert ranks.distance(more / "a", more / "b") < 1e-6
+
+
+_NORM = """
+import sys, torch, torch.distributed as dist
+from spanet_lightning.heads.layers import SyncBatchNorm
+rank, port = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+torch.manual_seed(0)
+x = torch.randn(6, 3, 5, 5, dtype=torch.double)
+t = torch.randn(6, 3, 5, 5, dtype=torch.double)
+norm = SyncBatchNorm(3).double()
+part = slice(0, 2) if rank == 0 else slice(2, 6)
+own = x[part].requires_grad_()
+(norm(own) * t[part]).sum().backward()
+grad = norm.weight.grad.clone()
+dist.all_reduce(grad)
+whole, plain = x.detach().clone().requires_grad_(), torch.nn.BatchNorm2d(3).double()
+(plain(whole) * t).sum().backward()
+torch.testing.assert_close(own.grad, whole.grad[part])
+torch.testing.assert_close(grad, plain.weight.grad)
+torch.testing.assert_close(norm.running_mean, plain.running_mean)
+torch.testing.assert_close(norm.running_var, plain.running_var)
+"""
+
+
+def test_batch_norm_of_two_cpu_processes_sees_the_images_of_both() -> None:
+    """Values, both gradients and running statistics, with two images here and four there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", _NORM, str(rank), port],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ranks.environment(),
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
