@@ -364,10 +364,6 @@ class Experiment(LightningCLI):
         except MisconfigurationException as error:
             # Raised late, by a callback that finds no such metric and the like.
             raise ConfigError(one_line(str(error))) from error
-        except RuntimeError as error:
-            if not str(error).startswith("Early stopping conditioned on metric"):
-                raise
-            raise ConfigError(f"trainer.callbacks: {one_line(str(error))}") from error
 
     def after_fit(self) -> None:
         """Print what came out."""
