@@ -275,10 +275,11 @@ def test_an_experiment_that_can_not_run() -> None:
         assert is_fault(finding, "one batch", words, "correct the configuration")
 
 
+@pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # torchmetrics says so, too
 def test_a_loss_that_is_no_number() -> None:
     args = ["--config", DIGITS, "--model.optimizer.lr=1e30", "--model.schedule.warmup_epochs=0"]
     first, *_ = dry_run.dry_run(args)
-    assert is_fault(first, "one batch")
+    assert is_fault(first, "one batch", "loss is nan", "optimizer.lr")
 
 
 def test_a_bug_is_a_fault_too(monkeypatch: pytest.MonkeyPatch) -> None:
