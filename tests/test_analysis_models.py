@@ -17,10 +17,10 @@ from spanet_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.reference import analysis as literal
 
 
-def _checkpoint(path: Path) -> SPANetV2:
+def _checkpoint(path: Path, in_chans: int = 3) -> SPANetV2:
     """Write what a run saves of a small model."""
     torch.manual_seed(3)
-    arguments = {"variant": "test", "num_classes": 5, "img_size": 32}
+    arguments = {"variant": "test", "num_classes": 5, "img_size": 32, "in_chans": in_chans}
     net = SPANetV2(**arguments).eval()
     state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
     described = {"class_path": "spanet_lightning.SPANetV2", "init_args": arguments}
@@ -35,6 +35,12 @@ def test_a_runs_checkpoint_knows_its_model(tmp_path):
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(found.model(x), net(x))
+
+
+def test_a_run_on_images_of_one_channel_is_told(tmp_path):
+    _checkpoint(tmp_path / "grey.ckpt", in_chans=1)
+    with pytest.raises(CheckpointError, match=r"grey.ckpt: takes images of 1 channels"):
+        models.subject(str(tmp_path / "grey.ckpt"))
 
 
 def test_weights_after_an_at_sign(tmp_path):
