@@ -37,6 +37,17 @@ def test_a_runs_checkpoint_knows_its_model(tmp_path):
         torch.testing.assert_close(found.model(x), net(x))
 
 
+def test_images_are_normalised_as_the_run_s_were(tmp_path):
+    _checkpoint(tmp_path / "best.ckpt")
+    assert models.subject(str(tmp_path / "best.ckpt")).mean == (0.485, 0.456, 0.406)
+    stated = "data: {init_args: {mean: [0.1, 0.2, 0.3], std: [1, 2, 3]}}"
+    (tmp_path / "config.yaml").write_text(stated)
+    found = models.subject(str(tmp_path / "best.ckpt"))
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    (tmp_path / "config.yaml").write_text("data: [")
+    assert models.subject(str(tmp_path / "best.ckpt")).std == (0.229, 0.224, 0.225)
+
+
 def test_a_run_on_images_of_one_channel_is_told(tmp_path):
     _checkpoint(tmp_path / "grey.ckpt", in_chans=1)
     with pytest.raises(CheckpointError, match=r"grey.ckpt: takes images of 1 channels"):

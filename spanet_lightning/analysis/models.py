@@ -3,19 +3,21 @@
 spanet_s                     a model by timm's name, with random weights
 vit_small                    a family's usual member: `vit_small_patch16_224`
 spanet_s@FILE                with the weights of FILE: official, safetensors, or of a run
-runs/digits-spanetv2/best.ckpt   a run's checkpoint alone, which knows its own architecture
+runs/digits-spanetv2/best.ckpt   a run's checkpoint alone, which knows its own architecture; the
+                     run's config.yaml beside it says how its images are normalised
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import yaml
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
@@ -193,7 +195,19 @@ def _of_run(file: Path, seed: int) -> Subject:
         own = {key: value for key, value in own.items() if key in model.state_dict()}
         own = {**{k: v for k, v in model.state_dict().items() if k.startswith("norm.")}, **own}
     _strict(model, own, f"MODEL {file}:")
-    return _subject(f"{file.parent.name}/{file.name}", model, True)
+    one = _subject(f"{file.parent.name}/{file.name}", model, True)
+    return replace(one, **_statistics(file.parent))
+
+
+def _statistics(run: Path) -> dict[str, tuple[float, ...]]:
+    """Return mean and standard deviation that a run's configuration states, where it does."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        data = config["data"]["init_args"]
+        found = {key: tuple(map(float, data[key])) for key in ("mean", "std")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return {}
+    return found if all(len(values) == 3 for values in found.values()) else {}
 
 
 def _described(file: Path) -> dict[str, Any]:
