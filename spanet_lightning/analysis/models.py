@@ -196,18 +196,19 @@ def _of_run(file: Path, seed: int) -> Subject:
         own = {**{k: v for k, v in model.state_dict().items() if k.startswith("norm.")}, **own}
     _strict(model, own, f"MODEL {file}:")
     one = _subject(f"{file.parent.name}/{file.name}", model, True)
-    return replace(one, **_statistics(file.parent))
+    mean, std = _statistics(file.parent) or (one.mean, one.std)
+    return replace(one, mean=mean, std=std)
 
 
-def _statistics(run: Path) -> dict[str, tuple[float, ...]]:
+def _statistics(run: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return mean and standard deviation that a run's configuration states, where it does."""
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         data = config["data"]["init_args"]
-        found = {key: tuple(map(float, data[key])) for key in ("mean", "std")}
+        mean, std = (tuple(map(float, data[key])) for key in ("mean", "std"))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return {}
-    return found if all(len(values) == 3 for values in found.values()) else {}
+        return None
+    return (mean, std) if len(mean) == len(std) == 3 else None
 
 
 def _described(file: Path) -> dict[str, Any]:
