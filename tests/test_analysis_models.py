@@ -54,6 +54,19 @@ def test_a_run_on_images_of_one_channel_is_told(tmp_path):
         models.subject(str(tmp_path / "grey.ckpt"))
 
 
+def test_a_backbone_without_a_classifier_sees_no_classes():
+    """Its pooled features look like logits."""
+    bare = models.subject("test_spanetv2", size=64, num_classes=0)
+    image = torch.rand(1, 3, 64, 64)
+    for analyse in (
+        lambda: cam.class_map(bare, image, "grad"),
+        lambda: cam.class_map(bare, image, "score", channels=1),
+        lambda: robustness.robustness(bare, [(image, None)], ("low",), (2,)),
+    ):
+        with pytest.raises(ConfigError, match="no logits of classes; this analysis needs a class"):
+            analyse()
+
+
 def test_weights_after_an_at_sign(tmp_path):
     _checkpoint(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"do not fit the model: .*best.ckpt alone"):

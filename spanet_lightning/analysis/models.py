@@ -18,6 +18,7 @@ from typing import Any
 import timm
 import torch
 import yaml
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
@@ -70,6 +71,21 @@ class Subject:
         if self.size is not None and wanted != self.size:
             raise invalid("--size", wanted, f"{self.size}, the only size that {self.label} takes")
         return wanted
+
+    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return the logits of normalised images.
+
+        Raises:
+            ConfigError: If the model is no classifier, as that of a dense task.
+        """
+        logits: Tensor = self.model(x)
+        # Without a classifier, models return their pooled features, which have the same shape.
+        bare = getattr(self.model, "num_classes", None) == 0
+        if bare or logits.ndim != 2 or logits.shape[1] < 2:
+            raise ConfigError(
+                f"{self.label}: returns no logits of classes; this analysis needs a classifier"
+            )
+        return logits
 
 
 def subject(

@@ -76,7 +76,7 @@ def find_taps(model: nn.Module, mixers: bool = False) -> list[Tap]:
     if not any(tap.kind == wanted for tap in taps):
         raise ConfigError(
             f"{type(model).__name__}: no {wanted}s found; this analysis needs a model of blocks "
-            f"({'with ' + ', '.join(_MIXERS) if mixers else 'modules named …Block'})"
+            f"({'with ' + ', '.join(_MIXERS) if mixers else 'modules named …' + ', …'.join(_BLOCKS)})"
         )
     return taps
 
