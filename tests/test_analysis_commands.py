@@ -103,6 +103,13 @@ def test_shape_bias_from_a_file(capsys):
     assert "0.6667" in capsys.readouterr().out
 
 
+def test_subjects_that_saw_other_images_are_told(capsys):
+    more = [row.replace("net,", "other,") for row in ROWS[:2]]
+    Path("some.csv").write_text("\n".join([HEADER, *ROWS, *more]))
+    _analyze("shape-bias", "some.csv")
+    assert "values over unlike sets of images compare only roughly" in capsys.readouterr().out
+
+
 @needs_data
 def test_shape_bias_of_a_model_on_stimuli(capsys):
     arguments = ("--stimuli", str(DATA / "stimuli" / "cue-conflict" / "boat"))

@@ -17,10 +17,10 @@ from spanet_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.reference import analysis as literal
 
 
-def _checkpoint(path: Path) -> SPANetV2:
+def _checkpoint(path: Path, in_chans: int = 3) -> SPANetV2:
     """Write what a run saves of a small model."""
     torch.manual_seed(3)
-    arguments = {"variant": "test", "num_classes": 5, "img_size": 32}
+    arguments = {"variant": "test", "num_classes": 5, "img_size": 32, "in_chans": in_chans}
     net = SPANetV2(**arguments).eval()
     state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
     described = {"class_path": "spanet_lightning.SPANetV2", "init_args": arguments}
@@ -35,6 +35,36 @@ def test_a_runs_checkpoint_knows_its_model(tmp_path):
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(found.model(x), net(x))
+
+
+def test_images_are_normalised_as_the_run_s_were(tmp_path):
+    _checkpoint(tmp_path / "best.ckpt")
+    assert models.subject(str(tmp_path / "best.ckpt")).mean == (0.485, 0.456, 0.406)
+    stated = "data: {init_args: {mean: [0.1, 0.2, 0.3], std: [1, 2, 3]}}"
+    (tmp_path / "config.yaml").write_text(stated)
+    found = models.subject(str(tmp_path / "best.ckpt"))
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    (tmp_path / "config.yaml").write_text("data: [")
+    assert models.subject(str(tmp_path / "best.ckpt")).std == (0.229, 0.224, 0.225)
+
+
+def test_a_run_on_images_of_one_channel_is_told(tmp_path):
+    _checkpoint(tmp_path / "grey.ckpt", in_chans=1)
+    with pytest.raises(CheckpointError, match=r"grey.ckpt: takes images of 1 channels"):
+        models.subject(str(tmp_path / "grey.ckpt"))
+
+
+def test_a_backbone_without_a_classifier_sees_no_classes():
+    """Its pooled features look like logits."""
+    bare = models.subject("test_spanetv2", size=64, num_classes=0)
+    image = torch.rand(1, 3, 64, 64)
+    for analyse in (
+        lambda: cam.class_map(bare, image, "grad"),
+        lambda: cam.class_map(bare, image, "score", channels=1),
+        lambda: robustness.robustness(bare, [(image, None)], ("low",), (2,)),
+    ):
+        with pytest.raises(ConfigError, match="no logits of classes; this analysis needs a class"):
+            analyse()
 
 
 def test_weights_after_an_at_sign(tmp_path):

@@ -101,6 +101,7 @@ def test_people_are_pooled_or_not(tmp_path):
         ([_row("cat", "cat1-tree2")], "line 2: imagename is .*no stimulus"),
         ([_row("cat", "cat1-dog2").replace(",cat,0", ",dog,0")], "category is 'dog', but the sha"),
         ([_row("cat", "cat1-dog2")] * 2, "line 3: net decided about cat1-dog2 in line 2 already"),
+        ([_row("cat", "cat1-dog2", "")], "line 2: subj is empty"),
         (["net,1,1,NaN,cat"], "line 2: has another number of fields"),
         ([_row("cat", "cat1-dog2") + ",more"], "line 2: has another number of fields"),
     ],

@@ -133,5 +133,7 @@ def test_where_it_does_not_apply_it_says_so():
         spectra(plain, [_images(1)])
     with pytest.raises(ConfigError, match="no mixers found"):
         spectra(models.subject("resnet10t"), [_images(1)], mixers=True)
+    with pytest.raises(ConfigError, match="return no features on one grid"):
+        spectra(models.subject("crossvit_tiny_240", size=240), [_images(1, 240)])
     with pytest.raises(DataError, match="got none"):
         spectra(models.subject("test_spanetv2"), [])

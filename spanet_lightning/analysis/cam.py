@@ -115,14 +115,11 @@ def _features(subject: Subject, x: Tensor, name: str, *, grad: bool) -> tuple[Te
 
     handle = module.register_forward_hook(hook)
     try:
-        logits = subject.model(x)
+        logits = subject.logits(x)
     finally:
         handle.remove()
-    if logits.ndim != 2 or logits.shape[1] < 2 or not kept:
-        raise ConfigError(
-            f"{subject.label}: returns no logits of classes: a class activation map needs a "
-            "classifier"
-        )
+    if not kept:
+        raise ConfigError(f"{subject.label}: {name} is never called, so it has no features")
     return logits, kept[0]
 
 

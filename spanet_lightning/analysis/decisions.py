@@ -92,8 +92,9 @@ def read_csv(path: str | Path) -> list[Decision]:
     """Read the decisions of a file.
 
     Raises:
-        DataError: With the file and line, if it is no such file, a stimulus, class or answer is
-            unknown, the shape is not the category, or a subject decided twice about an image.
+        DataError: With the file and line, if it is no such file, a subject, stimulus, class or
+            answer is unknown, the shape is not the category, or a subject decided twice about an
+            image.
     """
     path = Path(path)
     try:
@@ -123,6 +124,8 @@ def _rows(path: Path, file: Iterable[str]) -> list[Decision]:
         if None in row or any(row[name] is None for name in COLUMNS):
             raise DataError(f"{where}: has another number of fields than the header's {len(names)}")
         subject, answer, category, image = (row[name].strip() for name in COLUMNS)
+        if not subject:
+            raise DataError(f"{where}: subj is empty, expected who decided")
         shown = stimulus(image)
         if shown is None:
             raise DataError(

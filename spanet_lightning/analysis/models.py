@@ -3,19 +3,22 @@
 spanet_s                     a model by timm's name, with random weights
 vit_small                    a family's usual member: `vit_small_patch16_224`
 spanet_s@FILE                with the weights of FILE: official, safetensors, or of a run
-runs/digits-spanetv2/best.ckpt   a run's checkpoint alone, which knows its own architecture
+runs/digits-spanetv2/best.ckpt   a run's checkpoint alone, which knows its own architecture; the
+                     run's config.yaml beside it says how its images are normalised
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import yaml
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
@@ -68,6 +71,21 @@ class Subject:
         if self.size is not None and wanted != self.size:
             raise invalid("--size", wanted, f"{self.size}, the only size that {self.label} takes")
         return wanted
+
+    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return the logits of normalised images.
+
+        Raises:
+            ConfigError: If the model is no classifier, as that of a dense task.
+        """
+        logits: Tensor = self.model(x)
+        # Without a classifier, models return their pooled features, which have the same shape.
+        bare = getattr(self.model, "num_classes", None) == 0
+        if bare or logits.ndim != 2 or logits.shape[1] < 2:
+            raise ConfigError(
+                f"{self.label}: returns no logits of classes; this analysis needs a classifier"
+            )
+        return logits
 
 
 def subject(
@@ -193,7 +211,20 @@ def _of_run(file: Path, seed: int) -> Subject:
         own = {key: value for key, value in own.items() if key in model.state_dict()}
         own = {**{k: v for k, v in model.state_dict().items() if k.startswith("norm.")}, **own}
     _strict(model, own, f"MODEL {file}:")
-    return _subject(f"{file.parent.name}/{file.name}", model, True)
+    one = _subject(f"{file.parent.name}/{file.name}", model, True)
+    mean, std = _statistics(file.parent) or (one.mean, one.std)
+    return replace(one, mean=mean, std=std)
+
+
+def _statistics(run: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation that a run's configuration states, where it does."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        data = config["data"]["init_args"]
+        mean, std = (tuple(map(float, data[key])) for key in ("mean", "std"))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+    return (mean, std) if len(mean) == len(std) == 3 else None
 
 
 def _described(file: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spanet_lightning.analysis.images import normalised
 from spanet_lightning.analysis.models import Subject
-from spanet_lightning.errors import ConfigError, DataError, invalid, invalid_choice
+from spanet_lightning.errors import DataError, invalid, invalid_choice
 
 Corruption = Literal["low", "high", "noise"]
 
@@ -132,10 +132,7 @@ def robustness(
     unlabelled = False
 
     def decided(images: Tensor) -> Tensor:
-        logits: Tensor = subject.model(normalised(images, subject))
-        if logits.ndim != 2 or logits.shape[1] < 2:
-            raise ConfigError(f"{subject.label}: returns no logits of classes, so has no accuracy")
-        return logits.argmax(1)
+        return subject.logits(normalised(images, subject)).argmax(1)
 
     for images, labels in batches:
         own = decided(images)

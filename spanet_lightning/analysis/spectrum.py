@@ -21,7 +21,7 @@ from spanet_lightning.analysis import taps
 from spanet_lightning.analysis.images import normalised
 from spanet_lightning.analysis.models import Subject
 from spanet_lightning.analysis.taps import Tap
-from spanet_lightning.errors import DataError
+from spanet_lightning.errors import ConfigError, DataError
 
 EPSILON = 1e-6
 """Added to amplitudes before the logarithm."""
@@ -150,6 +150,11 @@ def spectra(
             number += len(images)
     if number == 0:
         raise DataError("images: got none")
+    if not any(places[i].kind != "down" for i in sums):
+        raise ConfigError(
+            f"{subject.label}: its blocks return no features on one grid; this analysis does not "
+            "apply"
+        )
     found = [
         MapSpectrum(i, tap, channels[i], (sums[i] / number).numpy())
         for i, tap in enumerate(places)

@@ -21,6 +21,7 @@ from spanet_lightning.errors import ConfigError
 Kind = Literal["block", "down", "mixer"]
 
 _MIXERS = ("token_mixer", "mixer", "conv_dw", "attn")
+_BLOCKS = ("Block", "Bottleneck", "InvertedResidual", "EdgeResidual", "DepthwiseSeparableConv")
 _STEMS = ("stem", "patch_embed")
 
 
@@ -75,7 +76,7 @@ def find_taps(model: nn.Module, mixers: bool = False) -> list[Tap]:
     if not any(tap.kind == wanted for tap in taps):
         raise ConfigError(
             f"{type(model).__name__}: no {wanted}s found; this analysis needs a model of blocks "
-            f"({'with ' + ', '.join(_MIXERS) if mixers else 'modules named …Block'})"
+            f"({'with ' + ', '.join(_MIXERS) if mixers else 'modules named …' + ', …'.join(_BLOCKS)})"
         )
     return taps
 
@@ -92,7 +93,9 @@ def mixer_name(block: nn.Module) -> str | None:
 
 def _is_block(module: nn.Module) -> bool:
     name = type(module).__name__
-    return name.endswith(("Block", "Bottleneck")) and not name.startswith("Parallel")
+    if name.startswith("Parallel"):
+        return False
+    return name.endswith(_BLOCKS) or name.startswith("MetaBlock")  # MetaBlock1d, of EfficientFormer
 
 
 @contextmanager

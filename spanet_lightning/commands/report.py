@@ -8,6 +8,7 @@ refused by name.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.markup import escape
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--images: are those of --analysis, which is not given")
     found = gather(stored, study)
     folder = Path(args.output) if args.output else Path("reports") / name
-    told, more = build.document(found), {}
+    told = build.document(found)
+    more: Mapping[str, bytes] = {}
     if args.analysis:
         from spanet_lightning.sweep.report.spectral import spectra
 

@@ -168,7 +168,7 @@ def _draw_mixers(found: FigureData) -> Any:
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     columns = min(3, len(models))
     lines = -(-len(models) // columns)
-    figure = style.new(3.5 * columns + 0.7, 2.7 * lines + 0.3)
+    figure = style.new(3.5 * columns + 0.7, 2.7 * lines + 0.5)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     import matplotlib as mpl
 
@@ -192,7 +192,7 @@ def _draw_mixers(found: FigureData) -> Any:
         axes.set_ylabel("response, dB of that at 0")
     for axes in grid[len(models) :]:
         axes.set_visible(False)
-    style.stage_legend(grid[0], sorted({entry["stage"] for entry in entries}))
+    style.stage_legend(figure, sorted({entry["stage"] for entry in entries}))
     bar = mpl.cm.ScalarMappable(cmap=colours)
     figure.colorbar(bar, ax=list(grid), label="depth of the block, 0 to 1", shrink=0.7)
     figure.suptitle(found.meta["title"], fontsize=10)

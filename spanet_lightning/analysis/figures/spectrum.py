@@ -87,7 +87,7 @@ def _draw_curves(found: FigureData) -> Any:
     models = found.meta["models"]
     columns = min(3, len(models))
     lines = -(-len(models) // columns)
-    figure = style.new(3.3 * columns + 0.8, 2.9 * lines + 0.3)
+    figure = style.new(3.3 * columns + 0.8, 2.9 * lines + 0.5)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     colours = mpl.colormaps[style.DEPTH]
     for m, (axes, model) in enumerate(zip(grid, models, strict=False)):
@@ -108,7 +108,7 @@ def _draw_curves(found: FigureData) -> Any:
     bar = mpl.cm.ScalarMappable(cmap=colours)
     figure.colorbar(bar, ax=list(grid), label="normalised depth", shrink=0.8)
     stages = sorted({one["stage"] for model in models for one in model["drawn"]})
-    style.stage_legend(grid[0], stages)
+    style.stage_legend(figure, stages)
     figure.suptitle(found.meta["title"], fontsize=10)
     return figure
 

@@ -94,13 +94,14 @@ def field(axes: Any, values: np.ndarray, title: str = "", **options: Any) -> Any
     return axes.imshow(values, **{"cmap": SEQUENTIAL, **options})
 
 
-def stage_legend(axes: Any, stages: Sequence[int]) -> None:
+def stage_legend(figure: Any, stages: Sequence[int]) -> None:
     """Say which dash is which stage's, where there is more than one."""
     from matplotlib.lines import Line2D
 
     if len(stages) > 1:
         lines = [Line2D([], [], color=INK, linestyle=DASHES[(s - 1) % len(DASHES)]) for s in stages]
-        axes.legend(lines, [f"stage {s}" for s in stages], loc="lower left")
+        names = [f"stage {s}" for s in stages]
+        figure.legend(lines, names, loc="outside lower center", ncols=len(lines))
 
 
 def short(label: str, most: int = 28) -> str:

@@ -36,6 +36,12 @@ def shape_bias(args: argparse.Namespace) -> list[Path]:
     data = drawing.data(found, "Shape bias on cue-conflict images")
     keys = ("name", "subjects", "trials", "shape", "texture", "shape_bias", "standard_error")
     show("shape bias", [{key: row[key] for key in keys} for row in data.table])
+    number = {one.trials // max(one.subjects, 1) for one in found}
+    if len(number) > 1:
+        print(
+            f"note: subjects decided about {min(number)} to {max(number)} images of conflicting "
+            "cues each; values over unlike sets of images compare only roughly"
+        )
     written += save(folder, "shape_bias", data)
     if own:
         path = folder / "decisions.csv"

@@ -137,7 +137,7 @@ def _picture(measured: Sequence[ModelSpectrum], files: Mapping[str, bytes]) -> P
         alt=f"Log amplitude by frequency, a line for each block, a panel for each of: {names}.",
         caption=(
             f"Of the best checkpoint of each, on {words.counted(measured[0].images, 'image')} "
-            "at the size that it was trained at, normalised as ImageNet's. The figure's data "
+            "at the size that it was trained at. The figure's data "
             f"is in `{FOLDER}/{_NAME}.npz`; `spanet analyze redraw` draws it again."
         ),
     )

@@ -51,9 +51,10 @@ class SpectrumPicture(Callback):
         from spanet_lightning.analysis.figures import require_matplotlib
         from spanet_lightning.analysis.taps import find_taps
 
-        if stage == "fit" and _backbone(pl_module) is not None:
+        backbone = _backbone(pl_module)
+        if stage == "fit" and backbone is not None:
             require_matplotlib()
-            find_taps(_backbone(pl_module))
+            find_taps(backbone)
 
     def on_validation_batch_end(
         self,
