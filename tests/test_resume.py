@@ -344,16 +344,21 @@ def test_a_loader_that_begins_anew_is_told_of(tmp_path: Path) -> None:
         run(tmp_path, resume=True, **settings)
 
 
-def test_a_checkpoint_from_within_a_step_is_told_of(tmp_path: Path) -> None:
-    run(tmp_path, kill=("on_before_zero_grad", 1, 2))
+@pytest.mark.parametrize("batch", [2, BATCHES - 1])
+def test_a_checkpoint_from_within_a_step_is_told_of(batch: int, tmp_path: Path) -> None:
+    """The step is done once more, not left out."""
+    run(tmp_path, kill=("on_before_zero_grad", 1, batch))
     with pytest.warns(UserWarning, match="written amid a training step"):
-        run(tmp_path, resume=True)
+        found = run(tmp_path, resume=True)
+    places = [(epoch, i) for epoch in range(EPOCHS) for i in range(BATCHES)]
+    assert [step.place for step in found.steps] == places
 
 
-def test_early_stopping_is_not_forgotten(tmp_path: Path) -> None:
-    """It had decided to stop when the checkpoint of that validation was written."""
-    stop = partial(EarlyStopping, "val/loss", mode="max", patience=1)
+@pytest.mark.parametrize(("mode", "epochs"), [("max", 2), ("min", EPOCHS)])
+def test_early_stopping_is_not_forgotten(mode: str, epochs: int, tmp_path: Path) -> None:
+    """It had decided to stop, or not to, when the checkpoint of that validation was written."""
+    stop = partial(EarlyStopping, "val/loss", mode=mode, patience=0)
     whole = run(tmp_path / "whole", more=stop)
-    assert 0 < len(whole.steps) < EPOCHS * BATCHES
+    assert len(whole.steps) == epochs * BATCHES
     place = ("on_validation_end", 1, None)
     assert_same(whole, broken_off(tmp_path / "broken", place, more=stop), place)
