@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, DistributedSampler
 
-from spanet_lightning.data import loaders
+from spanet_lightning.data import DigitsDataModule, loaders, samplers
 from spanet_lightning.data.draws import Draw, Drawn, spread, uniform
 from spanet_lightning.data.loaders import BATCH, drawn_loader, exact_loader
 from spanet_lightning.data.samplers import EpochShuffle, ExactShare, GroupedShuffle
@@ -168,6 +168,21 @@ def test_drawing_by_a_seed_leaves_the_streams_alone() -> None:
     before = now()
     Drawn(Noise())[Draw(3, seed=2**40)]
     assert now() == before
+
+
+def test_two_processes_evaluate_each_digit_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At an odd number; Lightning leaves a sampler alone if it is torch's distributed one."""
+    data = DigitsDataModule()
+    data.setup("fit")
+    images = []
+    for rank in (0, 1):
+        monkeypatch.setattr(samplers, "processes", lambda *_, rank=rank: (2, rank))
+        loader = data.val_dataloader()
+        assert isinstance(loader.sampler, DistributedSampler)
+        images += [image for batch, _ in loader for image in batch]
+    every = data.splits["val"].tensors[0]
+    assert len(images) == len(every) == 179
+    assert {image.numpy().tobytes() for image in images} == {i.numpy().tobytes() for i in every}
 
 
 def test_more_processes_than_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,13 +151,21 @@ def run(
     monitor: str | None = "val/loss",
     seed: int = 3,
     more: Callable[[], Any] | None = None,
+    every: int | None = None,
     **arguments: Any,
 ) -> Run:
     """Train; where `kill` names a place, only up to there."""
     folder.mkdir(exist_ok=True)
     seed_everything(seed, verbose=False)
     log, logger = StepLog(str(folder / "steps.jsonl")), Metrics()
-    saver = ModelCheckpoint(folder / "best", filename="{step}", monitor=monitor, save_last=True)
+    saver = ModelCheckpoint(
+        folder / "best",
+        filename="{step}",
+        monitor=monitor,
+        save_last=True,
+        every_n_train_steps=every,
+        save_top_k=-1 if every else 1,
+    )
     callbacks: list[Any] = [saver, log]
     if average:
         callbacks.insert(0, EMAWeightAveraging(decay=0.8))
@@ -286,11 +294,21 @@ def test_under_any_settings(
     assert_same(unbroken(task=unmixed_task, **settings), broken, place)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_of_a_folder(workers: int, tmp_path: Path, unbroken: Unbroken) -> None:
+@pytest.mark.parametrize(
+    ("workers", "place"),
+    [
+        (0, ("on_train_batch_end", 1, 1)),
+        (2, ("on_train_batch_end", 1, 1)),
+        # Workers load ahead, before Lightning has told the sampler of the next epoch.
+        (2, ("on_train_epoch_end", 1, None)),
+    ],
+    ids=str,
+)
+def test_images_of_a_folder(
+    workers: int, place: tuple[str, int, int | None], tmp_path: Path, unbroken: Unbroken
+) -> None:
     """Crops, RandAugment and erasing of the published recipe, loaded by workers or without."""
     whole = unbroken(task=folder_task, data=folder)
-    place = ("on_train_batch_end", 1, 1)
     broken = broken_off(tmp_path, place, task=folder_task, data=partial(folder, workers))
     assert_same(whole, broken, place)
 
@@ -344,16 +362,33 @@ def test_a_loader_that_begins_anew_is_told_of(tmp_path: Path) -> None:
         run(tmp_path, resume=True, **settings)
 
 
-def test_a_checkpoint_from_within_a_step_is_told_of(tmp_path: Path) -> None:
-    run(tmp_path, kill=("on_before_zero_grad", 1, 2))
+@pytest.mark.parametrize("batch", [2, BATCHES - 1])
+def test_a_checkpoint_from_within_a_step_is_told_of(batch: int, tmp_path: Path) -> None:
+    """The step is done once more, not left out."""
+    run(tmp_path, kill=("on_before_zero_grad", 1, batch))
     with pytest.warns(UserWarning, match="written amid a training step"):
-        run(tmp_path, resume=True)
+        found = run(tmp_path, resume=True)
+    places = [(epoch, i) for epoch in range(EPOCHS) for i in range(BATCHES)]
+    assert [step.place for step in found.steps] == places
 
 
-def test_early_stopping_is_not_forgotten(tmp_path: Path) -> None:
-    """It had decided to stop when the checkpoint of that validation was written."""
-    stop = partial(EarlyStopping, "val/loss", mode="max", patience=1)
+def test_checkpoints_by_step_are_those_of_the_unbroken_run(tmp_path: Path) -> None:
+    """The metric that they are compared by is of the validation before the run was broken off."""
+    run(tmp_path / "whole", every=4)
+    broken_off(tmp_path / "broken", ("on_train_batch_end", 1, 0), every=4)
+    whole, broken = (
+        sorted(file.name for file in (tmp_path / name / "best").iterdir())
+        for name in ("whole", "broken")
+    )
+    assert broken == whole
+    assert "step=8.ckpt" in whole
+
+
+@pytest.mark.parametrize(("mode", "epochs"), [("max", 2), ("min", EPOCHS)])
+def test_early_stopping_is_not_forgotten(mode: str, epochs: int, tmp_path: Path) -> None:
+    """It had decided to stop, or not to, when the checkpoint of that epoch's end was written."""
+    stop = partial(EarlyStopping, "val/loss", mode=mode, patience=0)
     whole = run(tmp_path / "whole", more=stop)
-    assert 0 < len(whole.steps) < EPOCHS * BATCHES
-    place = ("on_validation_end", 1, None)
+    assert len(whole.steps) == epochs * BATCHES
+    place = ("on_train_epoch_end", 1, None)
     assert_same(whole, broken_off(tmp_path / "broken", place, more=stop), place)

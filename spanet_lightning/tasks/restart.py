@@ -57,10 +57,11 @@ def record(task: Task, validated: bool) -> dict[str, Any]:
     trainer = task.trainer
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     seed = os.environ.get("PL_GLOBAL_SEED")
+    within_step = batches.ready != batches.processed
     found: dict[str, Any] = {
         "seed": None if seed is None else int(seed),
-        "validated": validated,
-        "within_step": batches.ready != batches.processed,
+        "validated": validated or within_step,
+        "within_step": within_step,
         "seen": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
     }
     if _is_amid_epoch(trainer):
@@ -69,7 +70,7 @@ def record(task: Task, validated: bool) -> dict[str, Any]:
             for name, metric in sorted(task.epoch_metrics().items())
             if metric.update_count
         }
-        if trainer.fit_loop._should_accumulate() and not found["within_step"]:
+        if trainer.fit_loop._should_accumulate() and not within_step:
             found["gradients"] = _gradients(task)
     return found
 
@@ -98,13 +99,16 @@ def prepare(checkpoint: dict[str, Any]) -> Restart | None:
     # `started` is raised before the first batch and `processed` after the last, before the hooks
     # of the epoch's end.
     amid = epochs["current"]["started"] > epochs["current"]["processed"] and count > 0
-    last = bool(amid and batches["is_last_batch"])
+    # Raised before the step of the last batch; from within the step, that batch is to come.
+    batches["is_last_batch"] &= amid and batches["current"]["ready"] == count
+    last = bool(batches["is_last_batch"])
     done = epochs["current"]["processed"]
+    # A checkpoint without our note (of before there was one) goes by Lightning's own.
+    by_counters = batches["total"]["completed"] == batches["total"]["processed"]
     if amid:
         _set(epochs, ready=done + 1, started=done + 1, processed=done, completed=done)
         _set(batches, **dict.fromkeys(batches["current"], count))
-        # A checkpoint without our note (of before there was one) goes by Lightning's own.
-        if noted.get("validated", batches["total"]["completed"] == batches["total"]["processed"]):
+        if noted.get("validated", by_counters):
             validation["total"] |= dict.fromkeys(validation["total"], validation["total"]["ready"])
         else:
             validation["current"] |= dict.fromkeys(validation["current"], 0)
@@ -117,7 +121,6 @@ def prepare(checkpoint: dict[str, Any]) -> Restart | None:
         counters = (batches, loops["epoch_loop.scheduler_progress"], *steps.values())
         for counter in counters:
             counter["current"] |= dict.fromkeys(counter["current"], 0)
-        batches["is_last_batch"] = False
     for state in loops["state_dict"].get("combined_loader", []):
         if BATCH in state:
             state[BATCH] = (_TO_THE_END if last else count) if amid else 0
@@ -136,7 +139,7 @@ def finish(task: Task, restart: Restart) -> None:
     noted = restart.record
     trainer.callback_metrics.update(noted.get("seen", {}))
     # Decided at the last validation, or the run would go on for an epoch more.
-    if any(stop.wait_count >= stop.patience for stop in trainer.early_stopping_callbacks):
+    if any(stop.wait_count >= max(1, stop.patience) for stop in trainer.early_stopping_callbacks):
         trainer.should_stop = True
     if not restart.amid_epoch:
         # With `max_steps` Lightning restarts each epoch, the ended one included.
