@@ -247,3 +247,20 @@ def test_workers_outlive_the_signal(number, code):
     assert process.returncode == code, said
     assert "Traceback" not in said
     assert last()["global_step"] == steps.read("s.jsonl")[-1].global_step
+
+
+@pytest.mark.slow
+def test_all_processes_end_after_the_same_step():
+    process = start(
+        *steps.step_log("s.jsonl"), "--trainer.devices=2", "--trainer.strategy=ddp",
+        "--trainer.use_distributed_sampler=false",
+    )  # fmt: skip
+    wait_for(process, Path("s.jsonl.1"), 6)
+    other = steps.read("s.jsonl.1")[-1].process
+    assert other != process.pid
+    os.kill(other, signal.SIGTERM)  # one process alone, and not the first
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    ended = [steps.read(steps.log_of("s.jsonl", rank))[-1].global_step for rank in (0, 1)]
+    assert ended[0] == ended[1] == last()["global_step"]
+    assert "Traceback" not in said

@@ -93,7 +93,7 @@ def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             _lock(out.fileno())  # while its writer lives, nobody clears it away
             sink = _Sink(out)
             try:
-                torch.save(checkpoint, cast(IO[bytes], sink))  # it writes, and does no more
+                torch.save(checkpoint, cast("IO[bytes]", sink))  # it writes, and does no more
             except RuntimeError:
                 size = sink.size
                 if sink.error is not None:
