@@ -19,7 +19,7 @@ from spanet_lightning import ClassificationTask, cli
 from spanet_lightning.cli import interruption
 from spanet_lightning.cli.interruption import Interrupted
 from tests import steps
-from tests.helpers import UNTRACKED
+from tests.helpers import UNTRACKED, images
 
 RUN = Path("runs/digits-spanetv2")
 LONG = (*UNTRACKED, "--trainer.max_epochs=3", "--trainer.limit_train_batches=4",
@@ -193,9 +193,11 @@ def test_copy_of_the_process_goes_on_until_told_again(monkeypatch):
 # -- the process as a user sees it
 
 
-def start(*args: str) -> subprocess.Popen[str]:
+def start(*args: str, config: tuple[str, ...] = LONG[:2]) -> subprocess.Popen[str]:
+    # What is changed comes after the class that has it.
+    own = [*config, *args, *LONG[2:-1], "--trainer.max_epochs=500", "--trainer.accelerator=cpu"]
     return subprocess.Popen(
-        [sys.executable, "-m", "spanet_lightning", "fit", *LONG, "--trainer.max_epochs=500", *args],
+        [sys.executable, "-m", "spanet_lightning", "fit", *own],
         env=steps.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -224,26 +226,59 @@ def test_group_of_processes_that_gets_the_signal():
     assert "Traceback" not in said
 
 
+def start_with_workers() -> subprocess.Popen[str]:
+    images(Path("photos"), per_class=40)
+    process = start(
+        "--data=ImageClassificationDataModule", "--data.root=photos", "--data.image_size=32",
+        "--data.num_workers=2", "--data.batch_size=16", "--model=ClassificationTask",
+        "--model.backbone=SPANetV2", "--model.backbone.variant=test",
+        "--model.backbone.img_size=32", "--name=digits-spanetv2", *steps.step_log("s.jsonl"),
+        config=(),
+    )  # fmt: skip
+    wait_for(process, Path("s.jsonl"), 7)
+    return process
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_workers_outlive_the_signal(number, code):
-    from tests.helpers import images
-
-    images(Path("photos"), per_class=40)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spanet_lightning", "fit", *LONG[2:], *steps.step_log("s.jsonl"),
-         "--model=ClassificationTask", "--model.backbone=SPANetV2", "--model.backbone.variant=test",
-         "--model.backbone.img_size=32", "--data=ImageClassificationDataModule",
-         "--data.root=photos",
-         "--data.image_size=32", "--data.num_workers=2", "--trainer.max_epochs=500",
-         "--name=digits-spanetv2", "--trainer.limit_train_batches=1.0",
-         "--trainer.accelerator=cpu"],
-        env=steps.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    wait_for(process, Path("s.jsonl"), 7)
+    process = start_with_workers()
     os.killpg(process.pid, number)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == code, said
     assert "Traceback" not in said
     assert last()["global_step"] == steps.read("s.jsonl")[-1].global_step
+
+
+@pytest.mark.slow
+def test_killed_worker_is_named_with_the_likely_cause():
+    process = start_with_workers()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.is_file():
+        pytest.skip("this system does not tell the children of a process")
+    worker = children.read_text().split()[0]
+    os.kill(int(worker), signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 2
+    assert f"(pid {worker}) was ended by signal Killed" in error
+    assert "ran out of memory" in error
+    assert "Lower data.num_workers=2" in error
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_all_processes_end_after_the_same_step():
+    process = start(
+        *steps.step_log("s.jsonl"), "--trainer.devices=2", "--trainer.strategy=ddp",
+        "--trainer.use_distributed_sampler=false",
+    )  # fmt: skip
+    wait_for(process, Path("s.jsonl.1"), 6)
+    other = steps.read("s.jsonl.1")[-1].process
+    assert other != process.pid
+    os.kill(other, signal.SIGTERM)  # one process alone, and not the first
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    ended = [steps.read(steps.log_of("s.jsonl", rank))[-1].global_step for rank in (0, 1)]
+    assert ended[0] == ended[1] == last()["global_step"]
+    assert "Traceback" not in said

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -93,7 +93,7 @@ def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             _lock(out.fileno())  # while its writer lives, nobody clears it away
             sink = _Sink(out)
             try:
-                torch.save(checkpoint, sink)
+                torch.save(checkpoint, cast("IO[bytes]", sink))  # it writes, and does no more
             except RuntimeError:
                 size = sink.size
                 if sink.error is not None:

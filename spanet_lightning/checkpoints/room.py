@@ -32,7 +32,7 @@ def estimate(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> i
             for p in group["params"]
         )
         size += _states(optimizer) * weights
-    return size
+    return int(size)
 
 
 def _states(optimizer: torch.optim.Optimizer) -> int:

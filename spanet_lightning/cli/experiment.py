@@ -303,7 +303,9 @@ class Experiment(LightningCLI):
             ConfigError: If the configuration has changed.
         """
         saved = self._get(self.config_init, "ckpt_path")
-        mode = self._get(self.config_init, "resume") if self.subcommand == "fit" else "never"
+        mode: resume.Mode = "never"
+        if self.subcommand == "fit":
+            mode = self._get(self.config_init, "resume")
         name = self._name()
         if saved is None:
             fallback = self._get(self.config_init, "resume_fallback")

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -240,7 +240,7 @@ def requeue() -> bool:
 
 def _saver(trainer: Trainer) -> ModelCheckpoint | None:
     savers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
-    return None if not savers or trainer.fast_dev_run else savers[0]
+    return savers[0] if savers else None  # a development run has none
 
 
 def _nothing() -> None:

@@ -36,8 +36,10 @@ def of_error(error: BaseException) -> tuple[Failure, str]:
     """
     found = users_error(error)
     if found is not None:
-        kind = next((name for one, name in _KINDS.items() if isinstance(found, one)), "error")
-        return kind, message(found)
+        for one, kind in _KINDS.items():
+            if isinstance(found, one):
+                return kind, message(found)
+        return "error", message(found)
     text = _sentence(error)
     lowered = str(error).lower()
     if isinstance(error, MemoryError) or any(words in lowered for words in _NO_MEMORY):
