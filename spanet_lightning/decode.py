@@ -146,7 +146,7 @@ def _check_sums(source: str | Path | BinaryIO) -> None:
             break
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
             raise ValueError(f"a checksum is wrong in byte {at} and following: it is damaged")
-        if view[at + 4 : at + 8] == b"IEND":
+        if bytes(view[at + 4 : at + 8]) == b"IEND":
             return
         at = end + 4
     raise ValueError("image file is truncated: its end is missing")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -427,3 +430,43 @@ def test_an_annotated_size_is_part_of_what_is_remembered(tmp_path: Path) -> None
     reasons = [sample.reason for sample in again.bad_samples.found["train"].bad]
     assert len(reasons) == 2
     assert "the size in its annotations" in reasons[0]
+
+
+PROCESS = """
+import sys
+import torch.distributed as dist
+from spanet_lightning.data import ImageClassificationDataModule, bad_samples
+
+rank, root, meet = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
+read = []
+real = bad_samples._read
+bad_samples._read = lambda share, *rest: (read.append(len(share)), list(real(share, *rest)))[1]
+data = ImageClassificationDataModule(root, image_size=32, on_bad_sample="skip", max_bad_samples=0.3)
+data.setup("fit")
+print(read, [sample.number for sample in data.bad_samples.found["train"].bad])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_look_and_agree(tmp_path: Path) -> None:
+    data, bad = folders(tmp_path)
+    for path in bad:
+        spoil(path)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    # A cache of its own for one of them: who remembers and who does not must not differ.
+    envs = [{**env, CACHE_VARIABLE: str(tmp_path / f"cache{rank}")} for rank in (0, 1)]
+    for expected in ("[6, 6] [2, 11]", "[] [2, 11]"):
+        meet = tmp_path / f"meet{expected[1]}"
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, str(rank), data.root, str(meet)],
+                env=envs[rank],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+        printed = [process.communicate(timeout=120)[0].strip() for process in running]
+        assert [line.splitlines()[-1] for line in printed] == [expected, expected]

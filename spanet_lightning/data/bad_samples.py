@@ -43,12 +43,12 @@ class BadSample(NamedTuple):
     """A sample that can't be used.
 
     Attributes:
-        index: Its number in the split, as listed before anything was left out.
+        number: Its index in the split, as listed before anything was left out.
         file: The image.
         reason: What is wrong.
     """
 
-    index: int
+    number: int
     file: str
     reason: str
 
@@ -124,7 +124,7 @@ class BadSamples:
                 f"max_bad_samples: got {self.most:g}, at most {allowed} of the {len(numbers)} "
                 f"samples of {split}, but {len(bad)} can't be used, such as {first.reason}"
             )
-        left_out = {sample.index for sample in bad}
+        left_out = {sample.number for sample in bad}
         return [number for number in numbers if number not in left_out]
 
     def line(self) -> str:

@@ -40,7 +40,7 @@ def needed() -> tuple[list[Requirement], str]:
     """
     try:
         texts = metadata.requires(DISTRIBUTION) or []
-        python = metadata.metadata(DISTRIBUTION).get("Requires-Python") or ""
+        python = metadata.metadata(DISTRIBUTION)["Requires-Python"] or ""
     except metadata.PackageNotFoundError:
         texts, python = _of_checkout()
     found = []

@@ -63,23 +63,33 @@ class Task(LightningModule):
         self.hparams["weights"] = None
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a descriptor of its own
-        cls, checkpoint_path: Any, *args: Any, weights_only: bool | None = True, **kwargs: Any
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
     ) -> Self:
-        """Rebuild a task from its checkpoint; see Lightning, and `loading.safely`.
+        """Rebuild a task from its checkpoint; see Lightning's method, and `loading.safely`.
 
         Args:
             checkpoint_path: A local file, or an open one.
-            args: As Lightning's.
+            map_location: Where its tensors go.
+            hparams_file: Hyperparameters in place of its own.
+            strict: Whether its tensors have to be all of those of the task.
             weights_only: Only true, which null stands for.
-            kwargs: As Lightning's: arguments that replace those in the checkpoint.
+            kwargs: Arguments in place of those in the checkpoint.
 
         Raises:
             ConfigError: If `weights_only` is false.
-            CheckpointError: If the checkpoint holds or names code, or is an address.
+            CheckpointError: If the checkpoint is an address, or holds code.
         """
         with safely(checkpoint_path, weights_only):
-            return super().load_from_checkpoint(checkpoint_path, *args, weights_only=True, **kwargs)
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only=True, **kwargs
+            )
 
     def trained(self) -> nn.Module:
         """Return the module whose parameters are optimized; its names decide on weight decay."""
