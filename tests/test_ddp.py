@@ -73,6 +73,7 @@ def test_a_global_batch_is_the_same_on_two(tmp_path: Path) -> None:
 def test_sharded_training_is_the_same_and_resumes(name: str, tmp_path: Path) -> None:
     """FSDP2: the weights of one device, from a checkpoint that one device wrote and to another."""
     one, two, more = tmp_path / "one", tmp_path / "two", tmp_path / "more"
+    more.mkdir()
     alone = f"--data.batch_size={ranks.IMAGES}"
     half = f"--data.batch_size={ranks.IMAGES // 2}"
     sharded = (half, "--trainer.devices=2", "--trainer.strategy=fsdp2")
