@@ -60,24 +60,24 @@ def fit(*args: str) -> cli.Experiment:
 
 
 def test_a_run_takes_whole_steps_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """1258 digits are 4 steps of 300: what is left over is no step of its own."""
-    run = fit("--global_batch=300", "--data.batch_size=99", "--trainer.val_check_interval=2")
+    """1258 digits are 25 batches of 50, 6 steps of 200: what is left over is no step of its own."""
+    run = fit("--global_batch=200", "--data.batch_size=60", "--trainer.val_check_interval=2")
     assert run.trainer.accumulate_grad_batches == 4
-    assert run.datamodule.batch_size == 75
-    assert run.trainer.global_step == 4
+    assert run.datamodule.batch_size == 50
+    assert run.trainer.global_step == 6
     assert run.trainer.val_check_interval == 8  # batches, which are 2 steps
-    line = "global batch 300 = 1 device x 75 images x 4 accumulated"
+    line = "global batch 200 = 1 device x 50 images x 4 accumulated"
     assert caplog.messages.count(line) == 1
     # The statement is what a repeat goes by; the numbers are beside it.
     assert run.record is not None
     written = (run.record.folder / "config.yaml").read_text()
     assert written.startswith(f"# {line}\n")
     config = yaml.safe_load(written)
-    assert config["global_batch"] == 300
+    assert config["global_batch"] == 200
     assert config["trainer"]["accumulate_grad_batches"] == 1
-    assert config["data"]["init_args"]["batch_size"] == 99
+    assert config["data"]["init_args"]["batch_size"] == 60
     assert run.record.params["batch.accumulated"] == 4
-    assert run.record.params["batch.per_device"] == 75
+    assert run.record.params["batch.per_device"] == 50
 
 
 def test_accumulated_and_at_once_are_one_training() -> None:
