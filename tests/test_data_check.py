@@ -168,7 +168,7 @@ def test_a_truncated_image_stops_training(coco: Path) -> None:
     cut(coco / "train" / "002.jpg")
     data = CocoDataModule(str(coco), **dense_sets.COCO_FOLDERS)
     data.setup("fit")
-    with pytest.raises(DataError, match=r"image .*002\.jpg: .*truncated"):
+    with pytest.raises(DataError, match=r"image .*002\.jpg \(index 1\): .*truncated"):
         list(data.train_dataloader())
 
 
@@ -211,10 +211,22 @@ def test_faults_of_masks_are_all_listed(masks: Path, capsys: pytest.CaptureFixtu
     ("damage", "message"),
     [
         (lambda f: (f / "1.png").unlink(), r"image .*1\.jpg: found no mask"),
-        (lambda f: Image.new("RGB", (96, 80)).save(f / "1.png"), r"1\.png: got pixels of mode RGB"),
-        (lambda f: Image.new("L", (9, 9)).save(f / "1.png"), r"1\.png: got 9×9 px, expected 96×80"),
-        (lambda f: plant(f / "1.png", 11), r"1\.png: got the value 11, expected 1 to 10"),
-        (lambda f: plant(f / "1.png", 256), r"1\.png: got the value 256, expected 1 to 10"),
+        (
+            lambda f: Image.new("RGB", (96, 80)).save(f / "1.png"),
+            r"1\.png \(index 0\): got pixels of mode RGB",
+        ),
+        (
+            lambda f: Image.new("L", (9, 9)).save(f / "1.png"),
+            r"1\.png \(index 0\): got 9×9 px, expected 96×80",
+        ),
+        (
+            lambda f: plant(f / "1.png", 11),
+            r"1\.png \(index 0\): got the value 11, expected 1 to 10",
+        ),
+        (
+            lambda f: plant(f / "1.png", 256),
+            r"1\.png \(index 0\): got the value 256, expected 1 to 10",
+        ),
     ],
 )
 def test_faulty_masks_stop_training_by_name(masks: Path, damage: Any, message: str) -> None:

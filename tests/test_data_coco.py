@@ -192,7 +192,7 @@ def test_an_image_of_another_size_is_named_when_it_is_read(root: Path) -> None:
     dense_sets.edit(root, "val", change)
     data = fitted(root)
     with pytest.raises(
-        DataError, match=r"image .*007\.jpg \(id 70\): got 96×80 px, expected 97×80"
+        DataError, match=r"image .*007\.jpg \(index 0, id 70\): got 96×80 px, expected 97×80"
     ):
         list(data.val_dataloader())
 

@@ -183,7 +183,9 @@ def test_a_size_that_fits_neither_way_is_a_fault(
     dense_sets.edit(root, "val", lambda d: d["images"][0].update(width=40))
     data.masks = False  # whose sizes would be refused before the image is read
     data.setup("validate")
-    with pytest.raises(DataError, match=r"007\.jpg \(id 70\): got 32×48 px, expected 40×48"):
+    with pytest.raises(
+        DataError, match=r"007\.jpg \(index 0, id 70\): got 32×48 px, expected 40×48"
+    ):
         next(iter(data.val_dataloader()))
     (fault,) = [f for f in checked(root, capsys)["faults"] if f["kind"] == "size mismatch"]
     assert fault["detail"] == (
