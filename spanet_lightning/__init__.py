@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         UPerNet,
     )
     from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
-    from spanet_lightning.tracking.pictures import SpectrumPicture
+    from spanet_lightning.tracking.pictures import SpectrumPicture as SpectrumPicture
 
 __all__ = [
     "Backbone",
@@ -56,7 +56,6 @@ __all__ = [
     "SegmentationFoldersDataModule",
     "SegmentationTask",
     "SemanticFPN",
-    "SpectrumPicture",
     "UPerNet",
     "__version__",
     "load_official",
@@ -76,6 +75,8 @@ _LAZY = {
     "SegmentationFoldersDataModule": "spanet_lightning.data",
     "SegmentationTask": "spanet_lightning.tasks",
     "SemanticFPN": "spanet_lightning.heads",
+    # Not among `__all__`, the classes that a wrong name is compared with: there, it would be the
+    # only callback.
     "SpectrumPicture": "spanet_lightning.tracking.pictures",
     "UPerNet": "spanet_lightning.heads",
 }

@@ -74,10 +74,10 @@ def find_taps(model: nn.Module, mixers: bool = False) -> list[Tap]:
                 taps.append(Tap(f"{name}.{mixer}", "mixer", max(stage, 1), block))
     wanted = "mixer" if mixers else "block"
     if not any(tap.kind == wanted for tap in taps):
-        named = f"with {', '.join(_MIXERS)}" if mixers else f"modules named …{', …'.join(_BLOCKS)}"
+        names = f"with {', '.join(_MIXERS)}" if mixers else f"modules named …{', …'.join(_BLOCKS)}"
         raise ConfigError(
             f"{type(model).__name__}: no {wanted}s found; this analysis needs a model of blocks "
-            f"({named})"
+            f"({names})"
         )
     return taps
 
