@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
@@ -103,7 +104,11 @@ def run(args: Sequence[str]) -> None:
     if unknown and not getattr(module, "TAKES_OVERRIDES", False):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     known.overrides = unknown
-    module.run(known)
+    try:
+        module.run(known)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def overview() -> str:

@@ -96,6 +96,7 @@ class Code:
         # what only the trainer knows
         (["--trainer.accelerator=abacus"], ["trainer.accelerator: got 'abacus'"]),
         (["--trainer.strategy=magic"], ["trainer.strategy: got 'magic'"]),
+        (["--trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches: got 0", "at least 1"]),
         (["--trainer.max_epochs=-3"], ["trainer.max_epochs: got '-3'"]),
         (["--trainer.max_epochs=0"], ["trainer.max_epochs: got 0, expected at least 1"]),
         # the line itself

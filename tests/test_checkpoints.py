@@ -377,6 +377,16 @@ def test_fault_is_one_line_that_names_what_to_change(error, kind, words):
     assert faults.explain(RuntimeError("a bug"), FLAT) is None
 
 
+def test_metric_that_early_stopping_does_not_find_ends_with_one_line(capsys):
+    stop = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/tpo1"]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["fit", *UNTRACKED, *stop])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 2
+    assert error.startswith("error: trainer.callbacks: ")
+    assert "`val/tpo1`" in error
+
+
 def test_device_out_of_memory_ends_with_one_line(monkeypatch, capsys):
     def step(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -99,6 +99,10 @@ class Experiment(CommandLine):
             CheckpointError: If `ckpt_path` can't be resumed from.
         """
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        # Lightning finds this one out by dividing by it.
+        if config["accumulate_grad_batches"] < 1:
+            key = "trainer.accumulate_grad_batches"
+            raise invalid(key, config["accumulate_grad_batches"], "at least 1")
         going_on = self._resume(Path(config["default_root_dir"] or RUNS))
         if config["logger"] is True:  # "the default one": for us that is not TensorBoard
             config["logger"] = tracking.MLflowLogger(**tracking.default_logger()["init_args"])
