@@ -127,7 +127,8 @@ class WholeSteps(Callback):
         if stage != "fit":
             return
         # A user's own limit is for trying things out, and means batches.
-        if not trainer.fast_dev_run and trainer.limit_train_batches == 1.0:
+        trying: Any = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not trying and trainer.limit_train_batches == 1.0:
             self._limit(trainer)
         rank_zero_info(str(self.batch))
 

@@ -67,7 +67,7 @@ class _SumOverDevices(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
         total = grad.clone()
         dist.all_reduce(total)
         return total
