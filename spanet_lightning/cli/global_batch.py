@@ -127,8 +127,8 @@ class WholeSteps(Callback):
         if stage != "fit":
             return
         # A user's own limit is for trying things out, and means batches.
-        tried_out = trainer.fast_dev_run  # type: ignore[attr-defined]  # which it has
-        if not tried_out and trainer.limit_train_batches == 1.0:
+        trying: Any = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not trying and trainer.limit_train_batches == 1.0:
             self._limit(trainer)
         rank_zero_info(str(self.batch))
 
