@@ -6,7 +6,8 @@
 #
 # Submit it from the root of the repository, with the environment active in which the package is
 # installed; adapt partition and account to your cluster. USR1 comes two minutes before the time of
-# the job is over, for a checkpoint (see docs/scale-out.md).
+# the job is over: a checkpoint is written, the job put back into the queue, and the run goes on there
+# (docs/checkpoints.md). Submit another run of the same recipe with a --name of its own.
 #SBATCH --job-name=spanet
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -27,4 +28,5 @@ shift
 
 srun python -m spanet_lightning fit \
   --config "$recipe" --config configs/trainer/slurm.yaml \
-  --trainer.num_nodes="$SLURM_NNODES" --trainer.devices="$SLURM_NTASKS_PER_NODE" "$@"
+  --trainer.num_nodes="$SLURM_NNODES" --trainer.devices="$SLURM_NTASKS_PER_NODE" \
+  --resume=auto "$@"
