@@ -32,6 +32,7 @@ _ASIDE = (
     "pictures",
     "tracking",
     "checkpoint",
+    "compute",
     "trainer.accelerator",
     "trainer.barebones",
     "trainer.check_val_every_n_epoch",
@@ -68,7 +69,14 @@ _ASIDE = (
 )
 # Of those, what a user may want to be told: the schedule spans the new length, sums are rounded
 # another way on another number of devices.
-_TOLD = ("trainer.max_", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.root")
+_TOLD = (
+    "compute.",
+    "trainer.max_",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "data.root",
+)
 _SHARED = ("data.batch_size", "trainer.accumulate_grad_batches")
 _CALLBACKS = re.compile(r"trainer\.callbacks(\.\d+)?")
 # Of a command line, what the command that resumes says in its own words.

@@ -23,7 +23,6 @@ from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks import restart
 from spanet_lightning.tasks.loading import safely
 from spanet_lightning.tasks.means import EpochMean
-from spanet_lightning.tasks.sharding import FullyShardedStrategy, shard
 
 
 class Task(LightningModule):
@@ -94,12 +93,6 @@ class Task(LightningModule):
     def trained(self) -> nn.Module:
         """Return the module whose parameters are optimized; its names decide on weight decay."""
         raise NotImplementedError
-
-    def configure_model(self) -> None:
-        """Shard the model, where the strategy asks for it."""
-        # Without a trainer, only weights are read.
-        if isinstance(getattr(self._trainer, "strategy", None), FullyShardedStrategy):
-            shard(self, self.device_mesh["data_parallel"])  # type: ignore[index]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and its schedule for a run of `trainer.max_epochs` or `max_steps`.

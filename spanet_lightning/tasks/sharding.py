@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 
@@ -23,6 +24,19 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
+
+    def connect(self, model: LightningModule) -> None:
+        """Have the model sharded when it is configured.
+
+        Not a `configure_model` of the tasks: Lightning takes that for a sign of sharding, and warns
+        who averages weights on a single device.
+        """
+        super().connect(model)
+
+        def configure_model() -> None:
+            shard(model, model.device_mesh["data_parallel"])  # type: ignore[index]
+
+        setattr(model, "configure_model", configure_model)  # noqa: B010 - a method, to mypy
 
     def setup_environment(self) -> None:
         """Shard over all processes; Lightning's default is one part for each node."""
