@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.helpers import CONFIGS
 from tests.steps import environment, log_of, read, step_log
 
 LEAVES_WITHIN = 30.0  # seconds
-STARTS_WITHIN = 120.0
+STARTS_WITHIN = 300.0  # imports of two processes, on a machine that does other things as well
 
 
 def start(folder: Path, ranks: int, *more: str) -> subprocess.Popen[str]:
@@ -82,9 +83,8 @@ def kill(folder: Path, rank: int, ranks: int = 2, *more: str) -> tuple[int, str,
             main.poll()
         gone = not any(is_running(one) for one in ids)
     finally:
-        for one in [main.pid, *ids]:
-            if is_running(one):
-                os.kill(one, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(main.pid, signal.SIGKILL)  # whatever is left of its session
         errors = main.communicate(timeout=30)[1]
     return main.returncode, errors, ids, gone
 
