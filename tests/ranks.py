@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from tests.helpers import CONFIGS
@@ -66,6 +67,38 @@ class Figures(Callback):
             Path(self.file).write_text(json.dumps(values))
 
 
+class Snapshots(Checkpoint):
+    """Saves checkpoints at places of the first epoch, named by them: after batch `0`, at its `end`.
+
+    Args:
+        folder: Where to.
+        places: Where.
+    """
+
+    def __init__(self, folder: str, places: list[str]) -> None:
+        self.folder = Path(folder)
+        self.places = places
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save after a batch."""
+        self._save(trainer, str(trainer.fit_loop.batch_idx))
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save after an epoch."""
+        self._save(trainer, "end")
+
+    def _save(self, trainer: Trainer, place: str) -> None:
+        if trainer.current_epoch == 0 and place in self.places:
+            trainer.save_checkpoint(self.folder / f"{place}.ckpt")
+
+
+def snapshots(folder: Path, places: Iterable[str]) -> str:
+    """Return the argument that adds the callback to a command line."""
+    arguments = {"folder": str(folder), "places": list(places)}
+    spec = {"class_path": "tests.ranks.Snapshots", "init_args": arguments}
+    return f"--trainer.callbacks+={json.dumps(spec)}"
+
+
 def command(name: str, folder: Path, command: str, *more: str) -> list[str]:
     """Return a command line of one of `TASKS`, which writes `figures.json` into a folder."""
     figures = {"class_path": "tests.ranks.Figures", "init_args": {"file": f"{folder}.json"}}
@@ -85,7 +118,7 @@ def run(args: list[str]) -> str:
     """Run a command in a process of its own, and return what it printed."""
     line = [sys.executable, "-m", "spanet_lightning", *args]
     done = subprocess.run(
-        line, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        line, env=environment(), capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr

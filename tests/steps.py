@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,6 +109,7 @@ def digest(value: Any) -> str:
     sha = hashlib.sha256()
     for part in _parts(value):
         if isinstance(part, Tensor):
+            part = part.to_local() if isinstance(part, DTensor) else part
             flat = part.detach().cpu().contiguous()
             sha.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
             sha.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())

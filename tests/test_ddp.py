@@ -11,6 +11,7 @@ import pytest
 
 from spanet_lightning import cli
 from tests import ranks
+from tests.steps import Step, log_of, read, step_log
 
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
 
@@ -70,8 +71,10 @@ def test_a_global_batch_is_the_same_on_two(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["spanetv2", "retinanet", "semantic_fpn"])
-def test_sharded_training_is_the_same_and_goes_on_on_one(name: str, tmp_path: Path) -> None:
-    """FSDP2: the weights of one device, and a checkpoint that one device reads."""
+def test_sharded_training_is_the_same_and_each_goes_on_with_the_others(
+    name: str, tmp_path: Path
+) -> None:
+    """FSDP2: the weights of one device, and checkpoints that one device and several read."""
     one, two, more = tmp_path / "one", tmp_path / "two", tmp_path / "more"
     more.mkdir()
     alone = f"--data.batch_size={ranks.IMAGES}"
@@ -80,14 +83,40 @@ def test_sharded_training_is_the_same_and_goes_on_on_one(name: str, tmp_path: Pa
     ranks.run(ranks.command(name, one, "fit", alone))
     ranks.run(ranks.command(name, two, "fit", *sharded))
     assert ranks.distance(one, two) < 1e-6
-    # One device goes on with what several saved, as with its own.
+    # One device goes on with what several saved, as with its own, and several with what one saved.
     # Fewer images on each of more devices are the same training, which is not for the run to know.
     on = ("--trainer.max_epochs=2", "--allow_changes=true")
     from_sharded = f"--ckpt_path={two / 'last.ckpt'}"
     ranks.run(ranks.command(name, more / "a", "fit", alone, *on, from_sharded))
     from_one = f"--ckpt_path={one / 'last.ckpt'}"
     ranks.run(ranks.command(name, more / "b", "fit", alone, *on, from_one))
+    ranks.run(ranks.command(name, more / "c", "fit", *sharded, *on, from_one))
     assert ranks.distance(more / "a", more / "b") < 1e-6
+    assert ranks.distance(more / "b", more / "c") < 1e-6
+
+
+@pytest.mark.slow
+def test_sharded_run_that_is_resumed_is_the_unbroken_one(tmp_path: Path) -> None:
+    """Bit for bit, in both processes: losses, and each one's part of the weights."""
+    args = (
+        *("--trainer.devices=2", "--trainer.strategy=fsdp2", "--data.batch_size=4"),
+        *("--trainer.limit_train_batches=5", "--trainer.accumulate_grad_batches=2"),
+        *("--trainer.max_epochs=2", "--trainer.limit_val_batches=1"),
+    )
+
+    def steps(run: str, *more: str) -> list[list[Step]]:
+        log = tmp_path / f"{run}.jsonl"
+        ranks.run(ranks.command("spanetv2", tmp_path / run, "fit", *args, *step_log(log), *more))
+        return [read(log_of(log, rank)) for rank in range(2)]
+
+    # Between two updates, within one, and at the end of the epoch.
+    kept, places = tmp_path / "kept", {"1": 2, "2": 3, "end": 5}
+    unbroken = steps("unbroken", ranks.snapshots(kept, places))
+    assert all(len(one) == 10 for one in unbroken)
+    for place, done in places.items():
+        resumed = steps(f"from-{place}", f"--ckpt_path={kept / place}.ckpt")
+        for one, whole in zip(resumed, unbroken, strict=True):
+            assert [step.found for step in one] == [step.found for step in whole[done:]], place
 
 
 _NORM = """

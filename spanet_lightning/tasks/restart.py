@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -21,6 +22,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from spanet_lightning.data.loaders import BATCH
+from spanet_lightning.tasks.sharding import FullyShardedStrategy, part, whole
 
 if TYPE_CHECKING:
     from spanet_lightning.tasks.base import Task
@@ -162,7 +164,7 @@ def finish(task: Task, restart: Restart) -> None:
     gradients = noted.get("gradients", {})
     for name, parameter in task.named_parameters():
         if name in gradients:
-            parameter.grad = gradients[name].to(parameter)
+            parameter.grad = part(gradients[name].to(parameter.device, parameter.dtype), parameter)
     if not restart.last_batch:
         _warn_of_streams(trainer)
 
@@ -205,14 +207,19 @@ def _restore(metric: Metric, saved: Mapping[str, Tensor], holds_it: bool) -> Non
     """Give the state to the first process: it is of all, and adds up to itself."""
     metric._update_count = 1  # torchmetrics warns of a metric that nothing was added to
     metric._computed = None
-    if holds_it:
-        for name, value in saved.items():
-            setattr(metric, name, value.to(metric.device))
+    for name, value in saved.items():
+        # The others begin with a zero of the same type: a double of one, a float of another can't
+        # be gathered.
+        state = value.to(metric.device)
+        setattr(metric, name, state if holds_it else torch.zeros_like(state))
 
 
 def _gradients(task: Task) -> dict[str, Tensor]:
     """Return the gradients that have been accumulated for the next update."""
     strategy = task.trainer.strategy
+    if isinstance(strategy, FullyShardedStrategy):  # means over all processes already, in parts
+        named = task.named_parameters()
+        return {name: whole(p.grad) for name, p in named if p.grad is not None}
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):  # which hold whole tensors
         rank_zero_warn(
             "The checkpoint is written between two batches of one update, and this strategy can't "

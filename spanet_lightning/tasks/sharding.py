@@ -6,11 +6,14 @@ would spare them all. It also refuses CPUs, where this can be tried out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from spanet_lightning.backbones.metaformer import MetaFormerBlock
 
@@ -62,10 +65,117 @@ class FullyShardedStrategy(ModelParallelStrategy):
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
 
+    # -- checkpoints: of whole tensors, as those of one device; each process takes its parts
+    #
+    # Lightning's own numbers an optimizer's parameters as the model lists them; torch, and so one
+    # device, as the optimizer's groups do. With decay for some, states of one device would go to
+    # other parameters. It also reads past the trainer's `CheckpointIO`. Hence `super` of it.
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Whether the optimizers are loaded from what `load_checkpoint` has read: always."""
+        return True
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer with whole tensors, in the first process.
+
+        All processes have to call it together.
+
+        Args:
+            optimizer: Of this strategy.
+        """
+        found: dict[str, Any] = super(ModelParallelStrategy, self).optimizer_state(optimizer)
+        states = {
+            number: {name: whole(value) for name, value in state.items()}
+            for number, state in found["state"].items()
+        }
+        return {**found, "state": states} if self.is_global_zero else {}
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint in each process; nothing is loaded yet.
+
+        Args:
+            checkpoint_path: The file; that of the first process counts.
+            weights_only: As the trainer's `CheckpointIO` takes it.
+        """
+        path = self.broadcast(checkpoint_path)
+        return super(ModelParallelStrategy, self).load_checkpoint(path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the weights, of which each process takes its part.
+
+        Args:
+            checkpoint: As it was read.
+            strict: Whether its tensors have to be all of those of the task.
+        """
+        held = self.model.state_dict() if self.model else {}
+        weights = checkpoint["state_dict"]
+        parts = {name: part(value, held.get(name)) for name, value in weights.items()}
+        super(ModelParallelStrategy, self).load_model_state_dict({"state_dict": parts}, strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load the states of the optimizers, of which each process takes its part.
+
+        Args:
+            checkpoint: As it was read.
+        """
+        pairs = zip(checkpoint["optimizer_states"], self.optimizers, strict=False)
+        states = [_part_of_state(state, optimizer) for state, optimizer in pairs]
+        super(ModelParallelStrategy, self).load_optimizer_state_dict({"optimizer_states": states})
+
     def _sharded(self) -> list[Any]:
         from torch.distributed.fsdp import FSDPModule
 
         return [m for m in self.model.modules() if isinstance(m, FSDPModule)] if self.model else []
+
+
+def whole(value: Any) -> Any:
+    """Return all of a tensor that is sharded, on the CPU; other tensors and values as they are.
+
+    All processes have to call it together.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def part(value: Any, like: Any) -> Any:
+    """Return a whole tensor in the way in which another of its shape is sharded.
+
+    Each process takes its part of what it has; nothing is sent.
+
+    Args:
+        value: A whole tensor; others, and what is no tensor, stay as they are.
+        like: What is sharded, or not.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _part_of_state(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Return this process's part of the whole state of an optimizer.
+
+    torch's own loading goes by the place within a group, not by the numbers, which the state of
+    a run under Lightning's strategy has otherwise.
+    """
+    held = {
+        number: parameter
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=False)
+        for number, parameter in zip(saved["params"], group["params"], strict=False)
+    }
+    parts = {
+        number: {name: part(value, held.get(number)) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": parts}
 
 
 StrategyRegistry.register(NAME, FullyShardedStrategy, description="FSDP2 over all devices")
