@@ -226,30 +226,25 @@ def test_group_of_processes_that_gets_the_signal():
     assert "Traceback" not in said
 
 
-def start_with_workers() -> subprocess.Popen[str]:
+def start_with_workers(*more: str) -> subprocess.Popen[str]:
     images(Path("photos"), per_class=40)
     process = start(
         "--data=ImageClassificationDataModule", "--data.root=photos", "--data.image_size=32",
         "--data.num_workers=2", "--data.batch_size=16", "--model=ClassificationTask",
         "--model.backbone=SPANetV2", "--model.backbone.variant=test",
-        "--model.backbone.img_size=32", "--name=digits-spanetv2", *steps.step_log("s.jsonl"),
+        "--model.backbone.img_size=32", "--name=digits-spanetv2", *steps.step_log("s.jsonl"), *more,
         config=(),
     )  # fmt: skip
     wait_for(process, Path("s.jsonl"), 7)
     return process
 
 
-_TORCHS_OWN = pytest.mark.xfail(
-    reason="torch's handler in a worker ends it at a SIGTERM that does not come from its parent"
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=_TORCHS_OWN)]
-)
-def test_workers_outlive_the_signal(number, code):
-    process = start_with_workers()
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_workers_outlive_the_signal(number, code, devices):
+    several = (f"--trainer.devices={devices}", "--trainer.strategy=ddp") if devices > 1 else ()
+    process = start_with_workers(*several)
     os.killpg(process.pid, number)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == code, said

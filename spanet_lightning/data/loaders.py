@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from spanet_lightning.data.samplers import (
     TrainingSampler,
     processes,
 )
+from spanet_lightning.data.workers import begin_worker
 from spanet_lightning.errors import DataError
 
 Collate = Callable[[list[Any]], Any]
@@ -91,6 +93,7 @@ def train_loader(
             dataset,
             batch_size=batch_size,
             num_workers=num_workers,
+            worker_init_fn=_beginning(),
             collate_fn=collate,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
@@ -185,6 +188,7 @@ def exact_loader(
         batch_size=batch_size,
         sampler=None if stream else ExactShare(size),
         num_workers=num_workers,
+        worker_init_fn=_beginning(),
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
@@ -200,10 +204,15 @@ def _shuffled(
         sampler=sampler,
         generator=sampler.generator,
         num_workers=num_workers,
+        worker_init_fn=_beginning(),
         collate_fn=collate,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _beginning() -> Callable[[int], None]:
+    return partial(begin_worker, rank=processes()[1])
 
 
 def _too_few(batch_size: int, images: str, sampler: TrainingSampler) -> DataError:

@@ -1,0 +1,47 @@
+"""What a process that loads data does first: it leaves the signals of a job to the training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+
+from lightning.fabric.utilities.seed import pl_worker_init_function
+
+
+def begin_worker(worker: int, rank: int) -> None:
+    """Be a `worker_init_fn`: outlive the signals that end a run, and draw as Lightning has it.
+
+    Args:
+        worker: Number of this worker.
+        rank: Number of the training process that it loads for.
+    """
+    outlive_signals()
+    # Lightning sets its own function only where there is none.
+    if int(os.environ.get("PL_SEED_WORKERS") or 0):
+        pl_worker_init_function(worker, rank)
+
+
+def outlive_signals() -> None:
+    """Ignore Ctrl-C, and every SIGTERM that the training process has not sent.
+
+    A terminal, SLURM and containers send their signals to all processes of a job. The training
+    ends after a whole step, and needs its batches until then; by itself it ends its workers. torch
+    ends a worker at a SIGTERM from anybody else, which the training then takes for a crash. Who
+    has sent a signal only a thread that waits for it learns; where the system has no such call
+    (macOS), torch's way stays.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    training = multiprocessing.parent_process()
+    if training is None or training.pid is None or not hasattr(signal, "sigwaitinfo"):
+        return
+    # Threads that this one starts inherit the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(training.pid,), daemon=True).start()
+
+
+def _end_with(training: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
+        pass
+    os._exit(0)  # as torch's handler does: a worker has nothing to put away
