@@ -118,3 +118,34 @@ def test_workers_of_two_ranks_draw_apart(monkeypatch):
         both = exact_loader(Draws(), batch_size=1, num_workers=2)
         drawn.append({float(one) for pair in both for one in pair})
     assert not drawn[0] & drawn[1]
+
+
+@TELLS_THE_SENDER
+def test_signal_while_workers_start_waits_for_them():
+    # Between a worker's birth and its first own line torch's handler would end it.
+    loader = exact_loader(Stuck(), batch_size=1, num_workers=1)
+    seen = []
+    loader.worker_init_fn = late = Late(loader.worker_init_fn)
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        batches = iter(loader)
+        assert not late.told.is_set()  # the worker is still in its beginning
+        beside(signal.SIGTERM, batches._workers[0].pid)
+        late.told.set()
+        assert int(next(batches)) == batches._workers[0].pid
+        beside(signal.SIGTERM, os.getpid())  # to the training again, now that they are born
+        assert seen == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        batches._workers[0].kill()
+
+
+class Late:
+    """Begins a worker only when it is told to."""
+
+    def __init__(self, begin):
+        self.begin, self.told = begin, multiprocessing.get_context("fork").Event()
+
+    def __call__(self, worker):
+        assert self.told.wait(60)
+        self.begin(worker)

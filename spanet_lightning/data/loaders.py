@@ -19,7 +19,7 @@ from spanet_lightning.data.samplers import (
     TrainingSampler,
     processes,
 )
-from spanet_lightning.data.workers import begin_worker
+from spanet_lightning.data.workers import SteadyLoader, begin_worker
 from spanet_lightning.errors import DataError
 
 Collate = Callable[[list[Any]], Any]
@@ -27,7 +27,7 @@ BATCH = "spanet_batch"
 """Key of a loader's state in a checkpoint: batches of the epoch that had been trained on."""
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(SteadyLoader):
     """A loader that a resumed run begins in the middle of, reading none of what comes before.
 
     Lightning takes its state for a checkpoint and gives it back. What to write there only the task
@@ -89,7 +89,7 @@ def train_loader(
         DataError: If the data set does not fill one batch on every process.
     """
     if isinstance(dataset, IterableDataset):
-        return DataLoader(
+        return SteadyLoader(
             dataset,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -183,7 +183,7 @@ def exact_loader(
             f"trainer.devices: got {count} processes for {size} images to evaluate, expected at "
             "most as many"
         )
-    return DataLoader(
+    return SteadyLoader(
         Stream(dataset) if isinstance(dataset, IterableDataset) else dataset,
         batch_size=batch_size,
         sampler=None if stream else ExactShare(size),

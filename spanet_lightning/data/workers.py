@@ -6,8 +6,22 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
+from torch.utils.data import DataLoader
+
+_SENDERS_ARE_TOLD = hasattr(signal, "sigwaitinfo")
+
+
+class SteadyLoader(DataLoader[Any]):
+    """A loader whose workers outlive a signal from their first moment, if they `begin_worker`."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own class is private
+        with _held_back():
+            return super().__iter__()
 
 
 def begin_worker(worker: int, rank: int) -> None:
@@ -34,11 +48,24 @@ def outlive_signals() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     training = multiprocessing.parent_process()
-    if training is None or training.pid is None or not hasattr(signal, "sigwaitinfo"):
+    if training is None or training.pid is None or not _SENDERS_ARE_TOLD:
         return
-    # Threads that this one starts inherit the mask.
+    # A worker that was forked has been born with this mask; threads inherit it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(training.pid,), daemon=True).start()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Keep SIGTERM waiting: in this thread until the end, in the processes it forks for good."""
+    if not _SENDERS_ARE_TOLD:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with(training: int) -> None:
