@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichModelSummary,
     RichProgressBar,
+    Timer,
     TQDMProgressBar,
 )
 
@@ -269,6 +270,27 @@ trainer:
     ]
 
 
+def test_callbacks_are_added_one_by_one_with_the_arguments_of_each():
+    # Lightning's own way to say it on a command line.
+    Path("own.yaml").write_text("trainer: {callbacks: [{class_path: TQDMProgressBar}]}\n")
+    own = callbacks_of(
+        "--config=own.yaml",
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/loss",
+        "--trainer.callbacks.patience=5",
+        "--trainer.callbacks+=Timer",
+        "--trainer.callbacks.duration=00:00:05:00",
+    )
+    (stopping,) = [c for c in own if isinstance(c, EarlyStopping)]
+    assert (stopping.monitor, stopping.patience) == ("val/loss", 5)
+    # Its default is of a type that YAML can't hold, and the configuration of a run is saved.
+    (timer,) = [c for c in own if isinstance(c, Timer)]
+    assert timer._duration == 300
+    assert any(isinstance(c, TQDMProgressBar) for c in own)
+    replaced = callbacks_of("--trainer.callbacks+=Timer", "--trainer.callbacks=RichProgressBar")
+    assert not any(isinstance(c, Timer) for c in replaced)
+
+
 def test_own_checkpoint_callback_saves_into_the_run():
     Path("own.yaml").write_text(
         "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {filename: each}}]}\n"
@@ -365,6 +387,26 @@ def test_error_keeps_a_key_that_is_ambiguous_or_no_key():
         assert str(blame.with_full_key(ConfigError(text), flat, {})) == text
     full = blame.with_full_key(ConfigError("rate[2]: got 3"), flat, {"a.rate": "x.yaml:4"})
     assert str(full) == "x.yaml:4: a.rate[2]: got 3"
+
+
+def test_only_what_a_library_says_of_its_arguments_is_the_users_error():
+    class Ours:
+        def __init__(self):
+            raise ValueError("got rate 3")
+
+    class Theirs(Ours):
+        pass
+
+    flat = {"x": "some.Ours", "x.rate": 3, "y": "some.Theirs", "y.rate": 3}
+    for cls, top in ((Ours, "spanet_lightning.data"), (Theirs, "torchmetrics")):
+        cls.__module__ = top
+    with pytest.raises(ValueError, match="rate") as ours:
+        Ours()
+    assert blame.of_constructor(ours.value, flat, {}) is None
+    with pytest.raises(ValueError, match="rate") as theirs:
+        Theirs()
+    said = blame.of_constructor(theirs.value, flat, {"y.rate": "a.yaml:2"})
+    assert str(said) == "a.yaml:2: y.rate: got 3: got rate 3"
 
 
 def test_options_of_a_command_line():

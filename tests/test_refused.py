@@ -90,6 +90,7 @@ COCO = [
     "--data.root=set",
     *(f"--data.{key}={value}" for key, value in dense_sets.COCO_FOLDERS.items()),
 ]
+ADD_EARLY_STOPPING = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
 EVIL = pickle.dumps({"state_dict": print})  # a global: more than tensors and plain values
 
 REFUSALS: dict[str, Refusal] = {
@@ -197,6 +198,46 @@ REFUSALS: dict[str, Refusal] = {
         run("--config=own.yaml", "--config=" + DIGITS),
         ("own.yaml:2: trainer.max_epoch: got 2", "did you mean 'trainer.max_epochs'?"),
         file("own.yaml", "trainer:\n  max_epoch: 2\n"),
+    ),
+    "a mistake in a class that was added": Refusal(
+        run("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitr=val/loss"),
+        ("callbacks+[0].monitr: got 'val/loss'", "did you mean 'trainer.callbacks+[0].monitor'?"),
+    ),
+    "no such class to add": Refusal(
+        run("--trainer.callbacks+=EarlyStoping"),
+        ("trainer.callbacks+[0]: got 'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping"),
+    ),
+    "a class to add that is none of ours": Refusal(
+        run("--trainer.callbacks+=other.Thing"),
+        ("trainer.callbacks+[0]: got 'other.Thing'", "SPANET_TRUSTED_PACKAGES=other"),
+    ),
+    "a value that Lightning's class refuses": Refusal(
+        run(*ADD_EARLY_STOPPING, "--trainer.callbacks.mode=up"),
+        ("trainer.callbacks[0].mode: got 'up': `mode` can be min, max",),
+    ),
+    "a value that torch refuses, below Lightning's class": Refusal(
+        run("--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=2"),
+        ("trainer.callbacks[0].decay: got 2.0: Invalid decay value",),
+    ),
+    "a value of the checkpoints' group": Refusal(
+        run("--checkpoint.mode=up"), ("checkpoint.mode: got 'up': `mode` can be min, max",)
+    ),
+    "arguments that are not named": config(
+        "model:\n  class_path: ClassificationTask\n  dict_kwargs: {foo: 3}\n",
+        "3: model.dict_kwargs: got {'foo': 3}, expected nothing",
+    ),
+    "arguments that are passed on to nobody": Refusal(
+        run("--config=own.yaml"),
+        ("trainer.callbacks[0].foo: got 3: ", "unexpected keyword argument 'foo'"),
+        file(
+            "own.yaml",
+            "trainer:\n  callbacks+:\n  - class_path: EMAWeightAveraging\n"
+            "    dict_kwargs: {foo: 3}\n",
+        ),
+    ),
+    "averaged weights in parts": Refusal(
+        run("--trainer.strategy=fsdp2", "--trainer.callbacks+=EMAWeightAveraging"),
+        ("trainer.strategy: got 'fsdp2', expected ddp, or no EMAWeightAveraging",),
     ),
     "a logger of a package that is not there": Refusal(
         run("--trainer.logger=lightning.pytorch.loggers.CometLogger"), ("needs another package",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,21 +36,85 @@ def with_full_key(
     return type(error)(f"{place}{full[0]}{index}: {str(error)[match.end() :]}")
 
 
-def of_constructor(error: BaseException | None) -> ConfigError | None:
-    """Return the user's error for what a class of Lightning's says of its arguments, if it is one.
+def of_constructor(
+    error: BaseException | None, flat: Mapping[str, Any], where: Mapping[str, str]
+) -> ConfigError | None:
+    """Return the user's error for what a class of a library says of its arguments, if it is one.
+
+    What a class of ours raises, other than a `SpanetError`, is a bug and stays one.
 
     Args:
         error: As jsonargparse passes it on.
+        flat: The configuration by dotted keys.
+        where: File and line of the keys that a file sets.
     """
     while error is not None:
-        if isinstance(error, MisconfigurationException):
-            return ConfigError(one_line(str(error)))
+        key, cls = _built(error, flat)
+        theirs = cls is not None and cls.__module__.partition(".")[0] != "spanet_lightning"
+        if isinstance(error, MisconfigurationException) or (
+            theirs and isinstance(error, ValueError | TypeError)
+        ):
+            return _of_argument(one_line(str(error)), key, flat, where)
         if isinstance(error, ModuleNotFoundError):
             return ConfigError(
                 f"a class that is named needs another package: {one_line(str(error))}"
             )
         error = error.__cause__
     return None
+
+
+def of_argument(
+    error: TypeError, flat: Mapping[str, Any], where: Mapping[str, str]
+) -> ConfigError | None:
+    """Return the user's error for an argument of `dict_kwargs` that nobody takes, if it is one.
+
+    A class may pass such arguments on, much later than it is built.
+
+    Args:
+        error: That was raised while the run was prepared.
+        flat: The configuration by dotted keys.
+        where: File and line of the keys that a file sets.
+    """
+    named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    full = [key for key in flat if named and key.rpartition(".")[2] == named[1]]
+    if len(full) != 1:
+        return None
+    return _at(full[0], where, f"got {flat[full[0]]!r}: {one_line(str(error))}")
+
+
+def _built(error: BaseException, flat: Mapping[str, Any]) -> tuple[str | None, type | None]:
+    """Return the key of the class in whose constructor an error was raised, and the class."""
+    classes = {
+        value.rpartition(".")[2]: key
+        for key, value in flat.items()
+        if isinstance(value, str) and value.rpartition(".")[2].isidentifier()
+    }
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        cls = type(frame.f_locals.get("self"))
+        if frame.f_code.co_name == "__init__" and cls.__name__ in classes:
+            return classes[cls.__name__], cls
+    return None, None
+
+
+def _of_argument(
+    text: str, built: str | None, flat: Mapping[str, Any], where: Mapping[str, str]
+) -> ConfigError:
+    """Return what a class says of an argument, after the key of that: one whose name it says."""
+    words = set(re.findall(r"\w+", text))
+    likely = [key for key in flat if key.rpartition(".")[2] in words]
+    if built is not None:
+        likely = [key for key in likely if key.startswith(f"{built}.")]
+    if len(likely) != 1:
+        likely = [key for key in likely if str(flat[key]) in re.split(r"[\s,=]+|\.\s", text)]
+    if len(likely) == 1:
+        return _at(likely[0], where, f"got {flat[likely[0]]!r}: {text}")
+    return ConfigError(text) if built is None else _at(built, where, text)
+
+
+def _at(key: str, where: Mapping[str, str], text: str) -> ConfigError:
+    place = f"{where[key]}: " if where.get(key) else ""
+    shown = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)  # an item of a list
+    return ConfigError(f"{place}{shown}: {text}")
 
 
 def trainer_error(text: str, trainer: Mapping[str, Any], where: Mapping[str, str]) -> ConfigError:

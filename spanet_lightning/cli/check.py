@@ -9,6 +9,7 @@ jsonargparse would refuse.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from argparse import Action, ArgumentError
@@ -157,18 +158,25 @@ class Check:
             raise invalid(self.at(key, node), None, accepted(hint))
         if bases and isinstance(value, dict) and (node.is_class or node.loose):
             self._class(bases, node, key, action.default)
-        elif bases and isinstance(value, list) and any(item.is_class for item in value):
+        elif (
+            bases
+            and isinstance(value, list)
+            and (any(item.is_class for item in value) or all(map(_is_class, _item_types(hint))))
+        ):
             for i, item in enumerate(value):
-                if item.is_class:
-                    self._class(bases, item, f"{key}[{i}]", None)
-        elif bases and isinstance(value, list) and all(map(_is_class, _item_types(hint))):
-            for i, item in enumerate(value):
-                if not isinstance(item.value, str):
-                    raise invalid(self.at(f"{key}[{i}]", item), item.plain(), accepted(bases[0]))
+                self._value_of_list(bases, _from_file(item, f"{key}[{i}]"), f"{key}[{i}]")
         elif bases and isinstance(value, str) and str not in (hint, *get_args(hint)):
             self._arguments(self._resolve(bases, node, key), {}, node, key)
         elif not (bases and isinstance(value, list)):
             self._leaf(hint, node, key)
+
+    def _value_of_list(self, bases: tuple[type, ...], item: Node, key: str) -> None:
+        if item.is_class:
+            self._class(bases, item, key, None)
+        elif isinstance(item.value, str):
+            self._arguments(self._resolve(bases, item, key), {}, item, key)
+        else:
+            raise invalid(self.at(key, item), item.plain(), accepted(bases[0]))
 
     def _class(self, bases: tuple[type, ...], node: Node, key: str, default: Any) -> None:
         children = node.value
@@ -190,6 +198,7 @@ class Check:
         if not isinstance(arguments.value, dict | None):
             shown = self.at(f"{key}.init_args", arguments)
             raise invalid(shown, arguments.plain(), f"keys and values of {cls.__name__}")
+        self._further(cls, children.get("dict_kwargs"), key)
         beside = {name: child for name, child in children.items() if name not in SPEC_KEYS}
         if beside and not node.loose:
             name, child = next(iter(beside.items()))
@@ -198,6 +207,14 @@ class Check:
                 f"put it under init_args"
             )
         self._arguments(cls, {**beside, **(arguments.value or {})}, node, key)
+
+    def _further(self, cls: type, given: Node | None, key: str) -> None:
+        """Check `dict_kwargs`, the arguments that a class takes without naming them."""
+        kinds = {parameter.kind for parameter in inspect.signature(cls).parameters.values()}
+        if given is None or not given.value or inspect.Parameter.VAR_KEYWORD in kinds:
+            return
+        accepts = f"nothing: {cls.__name__} names all its arguments, which go under init_args"
+        raise invalid(self.at(f"{key}.dict_kwargs", given), given.plain(), accepts)
 
     def _arguments(self, cls: type, given: dict[str, Node], node: Node, key: str) -> None:
         keys = class_keys(cls)

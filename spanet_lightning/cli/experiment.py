@@ -45,7 +45,7 @@ from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid
 from spanet_lightning.exit import users_error
 from spanet_lightning.launcher import lightning_command
-from spanet_lightning.tasks import DetectionTask, SegmentationTask, Task
+from spanet_lightning.tasks import DetectionTask, SegmentationTask, Task, sharding
 from spanet_lightning.tracking import provenance
 from spanet_lightning.tracking.provenance import Provenance
 
@@ -86,7 +86,8 @@ class Experiment(CommandLine):
         try:
             super().instantiate_classes()
         except Exception as error:
-            found = users_error(error) or blame.of_constructor(error)
+            found = users_error(error)
+            found = found or blame.of_constructor(error, self.flat_config(), self.where)
             if found is None:
                 raise
             raise blame.with_full_key(found, self.flat_config(), self.where) from error
@@ -142,6 +143,7 @@ class Experiment(CommandLine):
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise blame.trainer_error(str(error), config, self.where) from error
+        sharding.check(trainer)
         self._share_batch(trainer)
         # The last of all: it may end a step, which the others are to have seen.
         if not config["barebones"]:
@@ -316,6 +318,10 @@ class Experiment(CommandLine):
             if isinstance(error, RuntimeError) and str(error).startswith(_NOT_WATCHED):
                 raise ConfigError(f"trainer.callbacks: {one_line(str(error))}") from error
             device = str(self.trainer.strategy.root_device)
+            if isinstance(error, TypeError):
+                unknown = blame.of_argument(error, self.flat_config(), self.where)
+                if unknown is not None:
+                    raise unknown from error
             found = users_error(error) or faults.explain(error, self.flat_config(), device)
             if found is None:
                 raise

@@ -218,10 +218,18 @@ def put(node: Node, parts: Sequence[str], value: Node) -> Node:
     first, *rest = parts
     if node.is_class and first not in SPEC_KEYS:
         first, rest = "init_args", list(parts)
+    if rest and f"{first}+" in children:  # arguments of the class that was added last
+        first = f"{first}+"
     child = children.get(first)
-    if rest:
+    if rest and child is not None and isinstance(child.value, list) and child.value:
+        *before, last = child.value
+        children[first] = replace(child, value=[*before, put(last, rest, value)])
+    elif rest:
         children[first] = put(child or Node({}, loose=True), rest, value)
+    elif first.endswith("+"):
+        children[first] = replace(value, value=[*(items(child) if child else []), *items(value)])
     else:
+        children.pop(f"{first}+", None)  # what was added before is replaced as well
         children[first] = merge(child, value) if child else value
     return replace(node, value=children, loose=node.loose or not isinstance(node.value, dict))
 
@@ -262,8 +270,8 @@ def collect(args: Sequence[str]) -> Node:
         if text is None or not name.startswith("--"):
             continue
         key = name.removeprefix("--")
-        if key.startswith("print_") or key.endswith("+") or not key:
-            continue  # an appended item is checked when jsonargparse has joined the list
+        if key.startswith("print_") or not key:
+            continue
         try:
             value = load(text)
         except yaml.YAMLError:

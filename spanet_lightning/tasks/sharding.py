@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spanet_lightning.backbones.metaformer import MetaFormerBlock
+from spanet_lightning.errors import invalid
 
 NAME = "fsdp2"
 """What `trainer.strategy` calls it."""
@@ -33,7 +35,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
         Not a `configure_model` of the tasks: Lightning takes that for a sign of sharding, and warns
         who averages weights on a single device.
+
+        Raises:
+            ConfigError: If the trainer averages weights.
         """
+        if model._trainer is not None:
+            check(model.trainer)
         super().connect(model)
 
         def configure_model() -> None:
@@ -176,6 +183,19 @@ def _part_of_state(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, 
         for number, values in state["state"].items()
     }
     return {**state, "state": parts}
+
+
+def check(trainer: Trainer) -> None:
+    """Refuse to average sharded weights: the average is a copy, and parts can't be copied.
+
+    Raises:
+        ConfigError: If the trainer is to do both.
+    """
+    averages = StochasticWeightAveraging | WeightAveraging
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(trainer.strategy, FullyShardedStrategy) and isinstance(callback, averages):
+            accepts = f"ddp, or no {type(callback).__name__}, which keeps whole copies of weights"
+            raise invalid("trainer.strategy", NAME, accepts)
 
 
 StrategyRegistry.register(NAME, FullyShardedStrategy, description="FSDP2 over all devices")
