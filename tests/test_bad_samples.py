@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spanet_lightning import cli, decode
+from spanet_lightning import cli, decode, tracking
 from spanet_lightning.cache import CACHE_VARIABLE, cache_folder
 from spanet_lightning.data import (
     CocoDataModule,
@@ -401,10 +401,10 @@ def test_a_run_lists_what_it_leaves_out(
     spoil(root / "train/cat/2.png")
     options = ["--data=ImageClassificationDataModule", f"--data.root={root}"]
     options += ["--data.image_size=32", "--data.batch_size=2", "--data.num_workers=0"]
-    options += ["--data.on_bad_sample=skip", "--trainer.logger=CSVLogger", "--name=run"]
-    options += ["--trainer.logger.save_dir=csv", "--trainer.max_epochs=2"]
+    options += ["--data.on_bad_sample=skip", "--name=run", "--trainer.max_epochs=2"]
+    own = '[{"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}, "MLflowLogger"]'
     with caplog.at_level("INFO"):
-        cli.main(["fit", *UNTRACKED[:-1], *options])
+        cli.main(["fit", *UNTRACKED[:-1], f"--trainer.logger={own}", *options])
     rows = Path("runs/run", FILE).read_text().splitlines()
     assert rows[0] == "split,index,file,reason"
     assert rows[1].startswith("train,2,set/train/cat/2.png,")
@@ -413,6 +413,12 @@ def test_a_run_lists_what_it_leaves_out(
     assert lines == ["Bad samples left out: 1 of 12 of train, 0 of 12 of val"] * 2
     (metrics,) = Path("csv").rglob("metrics.csv")
     assert "data/bad_samples/train" in metrics.read_text()
+    client = tracking.connect(tracking.DEFAULT_URI)
+    experiment = client.get_experiment_by_name(tracking.DEFAULT_EXPERIMENT)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics["data/bad_samples/train"] == 1
+    listed = client.download_artifacts(run.info.run_id, FILE)
+    assert Path(listed).read_text() == Path("runs/run", FILE).read_text()
 
 
 def test_an_annotated_size_is_part_of_what_is_remembered(tmp_path: Path) -> None:

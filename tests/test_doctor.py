@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from spanet_lightning import app
 from spanet_lightning.doctor import dry_run, hardware, packages, stores
@@ -300,6 +301,18 @@ def test_a_checkpoint_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
     _, finding = dry_run.dry_run(["--config", DIGITS])
     assert is_fault(finding, "checkpoint", "No space left on device")
+
+
+def test_a_checkpoint_that_is_not_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Trainer.save_checkpoint
+
+    def cut_short(trainer: Trainer, path: Path, weights_only: bool) -> None:
+        save(trainer, path, weights_only=weights_only)
+        os.truncate(path, path.stat().st_size // 2)  # a disk that loses what it was given
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", cut_short)
+    _, finding = dry_run.dry_run(["--config", DIGITS])
+    assert is_fault(finding, "checkpoint", "dry_run.ckpt")
 
 
 # -- the command

@@ -96,6 +96,21 @@ def test_accumulated_and_at_once_are_one_training() -> None:
     assert torch.allclose(weights[0], weights[1], rtol=0, atol=1e-9)
 
 
+def test_a_run_goes_on_with_another_share_of_the_same_step() -> None:
+    """Broken off amid an epoch where a device takes 32 images at once, resumed where it takes 8."""
+    args = ("--global_batch=32", "--trainer.precision=64-true", "--trainer.limit_val_batches=1")
+    args += ("--checkpoint.monitor=step", "--checkpoint.every_n_train_steps=2")
+    weights = []
+    for name, first, then in (("unbroken", 32, 32), ("broken", 32, 8)):
+        fit(*args, f"--name={name}", f"--data.batch_size={first}", "--trainer.max_steps=2")
+        more = (f"--data.batch_size={then}", "--trainer.max_steps=4", "--resume=must")
+        run = fit(*args, f"--name={name}", *more)
+        assert run.trainer.global_step == 4
+        assert run.trainer.accumulate_grad_batches == 32 // then
+        weights.append(torch.cat([p.flatten() for p in run.model.parameters()]).detach())
+    assert torch.allclose(weights[0], weights[1], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from spanet_lightning import cli, tracking
+from spanet_lightning import ClassificationTask, cli, tracking
+from spanet_lightning.cli.interruption import Interrupted
 from spanet_lightning.errors import ConfigError
 from tests.helpers import SHORT, files, refused
 
@@ -92,6 +94,22 @@ def test_run_that_is_interrupted_was_killed(error, monkeypatch):
     _, (run,) = runs()
     assert run.info.status == "KILLED"
     assert run.data.tags["failure"] == type(error).__name__
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_that_saved_and_ended_on_a_signal_was_killed(number, monkeypatch):
+    step = ClassificationTask.training_step
+
+    def told(task, *args):
+        os.kill(os.getpid(), number)
+        return step(task, *args)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", told)
+    with pytest.raises(Interrupted):
+        cli.run(["fit", *SHORT, "--trainer.num_sanity_val_steps=0"])
+    _, (run,) = runs()
+    assert run.info.status == "KILLED"
+    assert signal.Signals(number).name in run.data.tags["failure"]
 
 
 def test_resumed_run_goes_on_in_the_same_run():

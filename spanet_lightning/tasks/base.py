@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from spanet_lightning.data.draws import entropy
 from spanet_lightning.errors import invalid
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
-from spanet_lightning.tasks import restart
+from spanet_lightning.tasks import restart, share
 from spanet_lightning.tasks.loading import safely
 from spanet_lightning.tasks.means import EpochMean
 
@@ -229,7 +229,7 @@ class Task(LightningModule):
         """Prepare the exact restart of a run; weights alone need none."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             restart.go_on_with_seed(checkpoint)
-            self._restart = restart.prepare(checkpoint)
+            self._restart = restart.prepare(checkpoint, share.of(self.trainer))
 
     def on_fit_start(self) -> None:
         """Forget what another run gathered."""

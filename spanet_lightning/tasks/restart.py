@@ -22,6 +22,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from spanet_lightning.data.loaders import BATCH
+from spanet_lightning.data.samplers import GroupedShuffle
+from spanet_lightning.tasks import share
 from spanet_lightning.tasks.sharding import FullyShardedStrategy, part, whole
 
 if TYPE_CHECKING:
@@ -39,11 +41,15 @@ class Restart(NamedTuple):
     Attributes:
         amid_epoch: Whether the epoch was under way: some of its batches were trained on.
         last_batch: Whether all of them were.
+        shared_anew: Whether a batch has another number of images than it had.
+        exact: Whether the batches to come begin with the next image.
         record: What the task wrote down.
     """
 
     amid_epoch: bool
     last_batch: bool
+    shared_anew: bool
+    exact: bool
     record: Mapping[str, Any]
 
 
@@ -60,10 +66,12 @@ def record(task: Task, validated: bool) -> dict[str, Any]:
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     seed = os.environ.get("PL_GLOBAL_SEED")
     within_step = batches.ready != batches.processed
+    shared = share.of(trainer)
     found: dict[str, Any] = {
         "seed": None if seed is None else int(seed),
         "validated": validated or within_step,
         "within_step": within_step,
+        "share": None if shared is None else shared._asdict(),
         "seen": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
     }
     if _is_amid_epoch(trainer):
@@ -77,7 +85,7 @@ def record(task: Task, validated: bool) -> dict[str, Any]:
     return found
 
 
-def prepare(checkpoint: dict[str, Any]) -> Restart | None:
+def prepare(checkpoint: dict[str, Any], shared: share.Share | None = None) -> Restart | None:
     """Bring the counters of a checkpoint into a form from which Lightning goes on exactly.
 
     Between epochs: all that counts within an epoch is zero, and no epoch is under way. Amid an
@@ -87,6 +95,7 @@ def prepare(checkpoint: dict[str, Any]) -> Restart | None:
 
     Args:
         checkpoint: As it was read. It is changed.
+        shared: What a batch is from now on; None takes it for what it was.
 
     Returns:
         What `finish` needs; None of a checkpoint without loops.
@@ -105,6 +114,8 @@ def prepare(checkpoint: dict[str, Any]) -> Restart | None:
     batches["is_last_batch"] &= amid and batches["current"]["ready"] == count
     last = bool(batches["is_last_batch"])
     done = epochs["current"]["processed"]
+    then = noted.get("share")
+    count, exact = share.place(count, then, shared) if amid else (count, True)
     # A checkpoint without our note (of before there was one) goes by Lightning's own.
     by_counters = batches["total"]["completed"] == batches["total"]["processed"]
     if amid:
@@ -126,7 +137,8 @@ def prepare(checkpoint: dict[str, Any]) -> Restart | None:
     for state in loops["state_dict"].get("combined_loader", []):
         if BATCH in state:
             state[BATCH] = (_TO_THE_END if last else count) if amid else 0
-    return Restart(amid, last, noted)
+    anew = bool(then and shared and then["images"] != shared.images)
+    return Restart(amid, last, anew, exact, noted)
 
 
 def finish(task: Task, restart: Restart) -> None:
@@ -161,6 +173,8 @@ def finish(task: Task, restart: Restart) -> None:
         _restore(metric, saved, trainer.is_global_zero)
         if restart.last_batch:  # no step will log it any more
             task.log_epoch_metric(name, metric)
+    if restart.shared_anew:
+        _warn_of_share(trainer, restart.exact)
     gradients = noted.get("gradients", {})
     for name, parameter in task.named_parameters():
         if name in gradients:
@@ -234,6 +248,22 @@ def _gradients(task: Task) -> dict[str, Tensor]:
     if task.trainer.world_size > 1:  # each process has those of its own batches until the update
         found = {n: strategy.reduce(g.clone(), reduce_op="mean") for n, g in found.items()}
     return {name: gradient.cpu().clone() for name, gradient in found.items()}
+
+
+def _warn_of_share(trainer: Trainer, exact: bool) -> None:
+    loader: Any = trainer.fit_loop._combined_loader
+    if any(isinstance(getattr(one, "sampler", None), GroupedShuffle) for one in loader.flattened):
+        rank_zero_warn(
+            "The run goes on amid an epoch with another number of images in a batch. Batches of "
+            "one aspect ratio are then other ones: in the rest of this epoch some images come a "
+            "second time, and some not at all."
+        )
+    elif not exact:
+        rank_zero_warn(
+            "The run goes on amid an epoch with batches that do not begin with the next image: "
+            "those since the last update of the weights, or since the last whole batch, are "
+            "trained on once more."
+        )
 
 
 def _warn_of_streams(trainer: Trainer) -> None:
