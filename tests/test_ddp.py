@@ -59,14 +59,21 @@ def test_a_global_batch_is_the_same_on_two(tmp_path: Path) -> None:
     folders = tmp_path / "one", tmp_path / "two"
     layer = f"--config={ranks.CONFIGS / 'trainer' / 'ddp.yaml'}"
     more = ("--global_batch=8", "--data.batch_size=2")
+    kept = ranks.snapshots(tmp_path / "kept", ["3"])  # after four batches of two devices: two steps
     for folder, devices in zip(folders, ((), (layer, "--trainer.devices=2")), strict=True):
         # A limit of one's own means batches: five steps.
         limit = f"--trainer.limit_train_batches={10 if devices else 20}"
-        args = ranks.command("spanetv2", folder, "fit", *more, limit, *devices)
+        saves = (kept,) if devices else ()
+        args = ranks.command("spanetv2", folder, "fit", *more, limit, *devices, *saves)
         said = ranks.run(args)
         count = "2 devices x 2 images x 2" if devices else "1 device x 2 images x 4"
         assert said.count(f"global batch 8 = {count} accumulated") == 1
     assert ranks.distance(*folders) < 1e-6
+    # Broken off on two amid the epoch, one device goes on with the next image.
+    last = tmp_path / "last"
+    onwards = ("--trainer.limit_train_batches=20", f"--ckpt_path={tmp_path / 'kept' / '3.ckpt'}")
+    ranks.run(ranks.command("spanetv2", last, "fit", *more, *onwards))
+    assert ranks.distance(folders[0], last) < 1e-6
 
 
 @pytest.mark.slow
