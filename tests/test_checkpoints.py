@@ -312,6 +312,25 @@ def test_run_ends_at_what_is_no_number(what, monkeypatch, capsys):
         assert all(t.isfinite().all() for t in state["state_dict"].values())
 
 
+def test_weight_that_is_no_number_is_not_saved_amid_an_epoch(monkeypatch, capsys):
+    from spanet_lightning import ClassificationTask
+
+    def spoilt(task, *_):  # by the update: the loss of its step was still a number
+        if task.global_step == 2:
+            next(task.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(ClassificationTask, "on_train_batch_end", spoilt)
+    each = ["--checkpoint.monitor=step", "--checkpoint.every_n_train_steps=1"]
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *UNTRACKED, "--trainer.limit_train_batches=4", *each])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: weights were not finite after step 2, epoch 1")
+    for name in ("last.ckpt", "best.ckpt"):
+        state = torch.load(RUN / name, weights_only=True)
+        assert state["global_step"] == 1
+        assert all(t.isfinite().all() for t in state["state_dict"].values())
+
+
 def test_tracker_is_told_of_a_loss_that_is_no_number():
     from spanet_lightning import tracking
     from spanet_lightning.errors import NotFiniteError
