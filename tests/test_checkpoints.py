@@ -315,11 +315,14 @@ def test_run_ends_at_what_is_no_number(what, monkeypatch, capsys):
 def test_weight_that_is_no_number_is_not_saved_amid_an_epoch(monkeypatch, capsys):
     from spanet_lightning import ClassificationTask
 
-    def spoilt(task, *_):  # by the update: the loss of its step was still a number
-        if task.global_step == 2:
+    update = ClassificationTask.optimizer_step
+
+    def spoilt(task, epoch, index, *args):  # the loss of that step was still a number
+        update(task, epoch, index, *args)
+        if index == 1:
             next(task.parameters()).data.fill_(float("nan"))
 
-    monkeypatch.setattr(ClassificationTask, "on_train_batch_end", spoilt)
+    monkeypatch.setattr(ClassificationTask, "optimizer_step", spoilt)
     each = ["--checkpoint.monitor=step", "--checkpoint.every_n_train_steps=1"]
     with pytest.raises(SystemExit):
         cli.main(["fit", *UNTRACKED, "--trainer.limit_train_batches=4", *each])
