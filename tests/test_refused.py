@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from PIL import Image
 
 from spanet_lightning import app, cli
@@ -60,6 +61,14 @@ def linked() -> None:
     images(Path("set"))
     Path("set/train/cat/0.png").unlink()
     Path("set/train/cat/0.png").symlink_to("/etc/hostname")
+
+
+def flipped(half: bool = False) -> None:
+    """Write weights with one bit that is another one, which torch reads without a word."""
+    torch.save({"state_dict": {"weight": torch.zeros(4096)}}, "a.pth")
+    content = bytearray(Path("a.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("a.pth").write_bytes(content[: len(content) // 2] if half else content)
 
 
 def too_large() -> None:
@@ -131,6 +140,15 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "code as weights": Refusal(
         run("--model.weights=a.pth"), ("a.pth: refused, it holds more",), file("a.pth", EVIL)
+    ),
+    "weights that are not what was written": Refusal(
+        run("--model.weights=a.pth"), ("a.pth: is damaged: its part",), flipped
+    ),
+    "half of the weights": Refusal(
+        ["convert", "a.pth", "b.safetensors"],
+        ("a.pth: is damaged: it is cut off",),
+        lambda: flipped(half=True),
+        app.main,
     ),
     "code to convert": Refusal(
         ["convert", "a.pth", "b.safetensors"], ("a.pth: refused",), file("a.pth", EVIL), app.main

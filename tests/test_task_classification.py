@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from spanet_lightning import Backbone, ClassificationTask, DigitsDataModule, SPANet, SPANetV2
 from spanet_lightning.cli import run
-from spanet_lightning.errors import ConfigError, DataError
+from spanet_lightning.errors import CheckpointError, ConfigError, DataError
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 
 
@@ -230,6 +230,11 @@ def test_checkpoint_of_a_run_reloads_by_itself(
     }
     trained = run(["fit", *(f"--{key}={value}" for key, value in settings.items())]).model.eval()
     (checkpoint,) = tmp_path.rglob("best.ckpt")
+    damaged = bytearray(Path(checkpoint).read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # Lightning loads it without a word
+    (tmp_path / "damaged.ckpt").write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt: is damaged"):
+        ClassificationTask.load_from_checkpoint(tmp_path / "damaged.ckpt")
     loaded = ClassificationTask.load_from_checkpoint(checkpoint, weights_only=True).eval()
     assert isinstance(loaded.backbone, SPANetV2)
     assert loaded.optimizer_config == OptimizerConfig(lr=0.01)

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from spanet_lightning import seal
 from spanet_lightning.errors import CheckpointError
 from spanet_lightning.remote import fetched, is_address
 
@@ -49,12 +50,15 @@ def load(path: Path) -> Any:
     """Return what `torch.save` wrote to a file: tensors and plain values.
 
     Raises:
-        CheckpointError: If it can't be read, or holds more than that.
+        CheckpointError: If it can't be read, is not what was written, or holds more than that.
     """
     try:
+        seal.verify(path)
         with warnings.catch_warnings():  # torch warns of a protocol just before it refuses the file
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
+    except seal.DamagedError as error:
+        raise CheckpointError(f"{path}: is damaged: {error}") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, it holds more than tensors and plain values{_offender(error)}; "

@@ -1,9 +1,7 @@
 """A checkpoint's file: whole under its name or not there, and able to tell that it is whole.
 
 It is written beside its target under a hidden name, forced to disk, and renamed. Its digest is
-in the comment with which a zip archive may end, and torch's checkpoints are zip archives. So
-file and digest can't be parted by a kill, a copy or a move, and every other program reads the
-file as before.
+within it; see `seal`.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import os
 import re
 import shutil
 import uuid
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,13 +20,10 @@ from typing import IO, Any, cast
 
 import torch
 
+from spanet_lightning import seal
 from spanet_lightning.errors import NoSpaceError
 
-_COMMENT = re.compile(rb"spanet sha256=([0-9a-f]{64}) size=(\d+)\Z")
-_END = b"PK\x05\x06"  # begins the last 22 bytes of an archive without a comment
-_END_SIZE = 22
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
-_BLOCK = 1 << 22
 
 NO_SPACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
 """What an operating system's error number says of a disk that takes no more."""
@@ -42,10 +36,6 @@ NOT_WRITABLE = {
 
 # Partial files of this process, for whoever has to leave at once.
 _in_progress: set[Path] = set()
-
-
-class DamagedError(ValueError):
-    """A file is not what was written: cut off, or changed."""
 
 
 class _Sink:
@@ -66,7 +56,7 @@ class _Sink:
             raise
         self.digest.update(block)
         self.size += len(block)
-        self.end = (self.end + bytes(block[-_END_SIZE:]))[-_END_SIZE:]
+        self.end = (self.end + bytes(block[-seal.END_SIZE :]))[-seal.END_SIZE :]
         return len(block)
 
     def flush(self) -> None:
@@ -100,7 +90,7 @@ def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
                     raise sink.error from None
                 raise
             size = sink.size
-            _seal(out, sink)
+            seal.put(out, sink.end, sink.size, sink.digest.hexdigest())
             out.flush()
             os.fsync(out.fileno())
         partial.replace(file)
@@ -139,62 +129,6 @@ def free_bytes(folder: Path) -> int | None:
         return shutil.disk_usage(folder).free
     except OSError:
         return None
-
-
-def _seal(out: IO[bytes], sink: _Sink) -> None:
-    """Write the digest into the comment of the archive that was written."""
-    if sink.end[:4] != _END or sink.end[-2:] != b"\0\0":
-        return  # not the format that torch writes since 1.6: without a digest it is as good
-    comment = b"spanet sha256=%s size=%d" % (sink.digest.hexdigest().encode(), sink.size)
-    out.seek(-2, os.SEEK_END)
-    out.write(len(comment).to_bytes(2, "little") + comment)
-
-
-def verify(path: str | Path) -> bool:
-    """Check that a checkpoint is what was written.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Whether it has a digest. Without one, such as a file of plain Lightning, only the checksums
-        of the archive are compared.
-
-    Raises:
-        DamagedError: If it is not.
-        OSError: If it can't be read.
-    """
-    file = Path(path)
-    size = file.stat().st_size
-    if size == 0:
-        raise DamagedError("it is empty")
-    with file.open("rb") as data:
-        if data.read(2) != b"PK":
-            return False  # what that is, its reader says
-        try:
-            with zipfile.ZipFile(data) as archive:
-                found = _COMMENT.fullmatch(archive.comment)
-                if found is None:
-                    broken = archive.testzip()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-            raise DamagedError("it is cut off: the end of the archive is missing") from None
-        if found is None:
-            if broken is not None:
-                raise DamagedError(f"its part {broken} is not what was written")
-            return False
-        expected = int(found[2])
-        if size != expected + len(found[0]):
-            raise DamagedError(f"it has {size:,} bytes, {expected + len(found[0]):,} were written")
-        data.seek(0)
-        digest = hashlib.sha256()
-        left = expected - 2  # then the length of the comment, which was 0 when this was counted
-        while left > 0 and (block := data.read(min(_BLOCK, left))):
-            digest.update(block)
-            left -= len(block)
-        digest.update(b"\0\0")
-    if digest.hexdigest().encode() != found[1]:
-        raise DamagedError("its content is not what was written (SHA-256)")
-    return True
 
 
 def clear_partials(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from spanet_lightning.checkpoints import files
+from spanet_lightning import seal
 
 LAST = "last"
 
@@ -66,13 +66,13 @@ def look(path: Path) -> Found | None:
         path: The file.
     """
     try:
-        files.verify(path)
+        seal.verify(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on how the file was pickled
             state = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except (files.DamagedError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError,
+    except (seal.DamagedError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError,
             KeyError):  # fmt: skip
         return None
     if not isinstance(state, dict) or "pytorch-lightning_version" not in state:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from spanet_lightning import seal
 from spanet_lightning.checkpoints import files
 from spanet_lightning.errors import CheckpointError
 
@@ -55,9 +56,9 @@ class SafeCheckpointIO(CheckpointIO):
         """
         file = _local(path)
         try:
-            files.verify(file)
+            seal.verify(file)
             found: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
-        except files.DamagedError as error:
+        except seal.DamagedError as error:
             raise CheckpointError(f"checkpoint {file} is damaged: {error}") from None
         except OSError as error:
             raise CheckpointError(

@@ -83,7 +83,7 @@ class Task(LightningModule):
 
         Raises:
             ConfigError: If `weights_only` is false.
-            CheckpointError: If the checkpoint is an address, or holds code.
+            CheckpointError: If the checkpoint is an address, is damaged, or holds code.
         """
         with safely(checkpoint_path, weights_only):
             return super().load_from_checkpoint(

@@ -6,8 +6,10 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from spanet_lightning import seal
 from spanet_lightning.errors import CheckpointError, invalid
 from spanet_lightning.remote import is_address
 from spanet_lightning.trust import restrict_imports
@@ -26,7 +28,7 @@ def safely(checkpoint: Any, weights_only: bool | None) -> Iterator[None]:
 
     Raises:
         ConfigError: If it is false.
-        CheckpointError: If the checkpoint is an address, or holds code.
+        CheckpointError: If the checkpoint is an address, is not what was written, or holds code.
     """
     if weights_only is False:
         raise invalid("weights_only", weights_only, "true: anything else could run code")
@@ -34,9 +36,13 @@ def safely(checkpoint: Any, weights_only: bool | None) -> Iterator[None]:
         raise CheckpointError(f"checkpoint: got {checkpoint!r}, expected a local file")
     restrict_imports()
     try:
+        if isinstance(checkpoint, str | Path) and Path(checkpoint).is_file():
+            seal.verify(checkpoint)
         with warnings.catch_warnings():  # torch warns of a protocol just before it refuses the file
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             yield
+    except seal.DamagedError as error:
+        raise CheckpointError(f"{checkpoint}: is damaged: {error}") from None
     except pickle.UnpicklingError as error:
         first = str(error).partition("\n")[0]
         raise CheckpointError(
