@@ -18,6 +18,7 @@ import torch
 from spanet_lightning import ClassificationTask, cli
 from spanet_lightning.cli import interruption
 from spanet_lightning.cli.interruption import Interrupted
+from spanet_lightning.errors import ConfigError
 from tests import steps
 from tests.helpers import UNTRACKED, images
 
@@ -175,6 +176,11 @@ def test_end_of_a_job_of_slurm(monkeypatch, tmp_path, caplog):
         cli.run(["fit", *LONG, "--name=b"])  # the job would begin anew each time
     assert not (tmp_path / "asked").exists()
     assert "that needs --resume=auto" in caplog.text
+    # One that another program has left.
+    Path("runs/hpc_ckpt_3.ckpt").write_bytes((RUN / "last.ckpt").read_bytes())
+    with pytest.raises(ConfigError, match=r"default_root_dir: got 'runs', .* hpc_ckpt_3\.ckpt"):
+        cli.run(["fit", *LONG, "--name=c"])
+    assert not Path("runs/c").exists()
 
 
 def test_copy_of_the_process_goes_on_until_told_again(monkeypatch):

@@ -165,6 +165,8 @@ class Experiment(CommandLine):
         if saved is None:
             fallback = self._get(self.config_init, "resume_fallback")
             found = resume.choose(mode, root / name, fallback=fallback)
+            if found.checkpoint is None:
+                resume.check_root(root)
             self.config_init[str(self.subcommand)]["ckpt_path"] = found.checkpoint
         elif mode != "never":
             raise invalid("resume", mode, "'never' beside ckpt_path, which says what to go on from")

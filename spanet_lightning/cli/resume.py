@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser
 
 from spanet_lightning import checkpoints
 from spanet_lightning.cli import keys
 from spanet_lightning.cli.record import CONFIG_FILE, RESUMED_FILE
-from spanet_lightning.errors import CheckpointError, ConfigError
+from spanet_lightning.errors import CheckpointError, ConfigError, invalid
 from spanet_lightning.launcher import lightning_command
 
 Mode = Literal["auto", "must", "never"]
@@ -155,6 +156,26 @@ def choose(mode: Mode, folder: Path, *, fallback: bool = False) -> Resume:
         f"resume: {last} is damaged ({why}); goes on from {rest.path}, epoch {rest.epoch}, step "
         f"{rest.step:,}",
     )
+
+
+def check_root(root: Path) -> None:
+    """Refuse a folder of runs with a file that Lightning would go on from without being asked.
+
+    Under SLURM it takes `hpc_ckpt_N.ckpt`, whatever run that is of, for a run that begins.
+
+    Args:
+        root: The folder of all runs.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    there = sorted(root.glob("hpc_ckpt_*.ckpt")) if SLURMEnvironment.detect() else []
+    if there:
+        accepts = (
+            f"a folder without {there[0].name}, which Lightning would go on from under SLURM; move "
+            "it away, or give it as ckpt_path"
+        )
+        raise invalid("trainer.default_root_dir", str(root), accepts)
 
 
 def offer(found: checkpoints.Found) -> str:
