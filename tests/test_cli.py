@@ -270,7 +270,7 @@ trainer:
     ]
 
 
-def test_callbacks_are_added_one_by_one_with_the_arguments_of_each():
+def test_callbacks_are_added_one_by_one_with_the_arguments_of_each(capsys):
     # Lightning's own way to say it on a command line.
     Path("own.yaml").write_text("trainer: {callbacks: [{class_path: TQDMProgressBar}]}\n")
     own = callbacks_of(
@@ -283,10 +283,13 @@ def test_callbacks_are_added_one_by_one_with_the_arguments_of_each():
     )
     (stopping,) = [c for c in own if isinstance(c, EarlyStopping)]
     assert (stopping.monitor, stopping.patience) == ("val/loss", 5)
-    # Its default is of a type that YAML can't hold, and the configuration of a run is saved.
+    # A default of its is of a type that YAML does not know, and a run saves its configuration.
     (timer,) = [c for c in own if isinstance(c, Timer)]
     assert timer._duration == 300
     assert any(isinstance(c, TQDMProgressBar) for c in own)
+    assert "interval: step" in printed(
+        capsys, "fit", *UNTRACKED, "--trainer.callbacks+=Timer", "--print_config"
+    )
     replaced = callbacks_of("--trainer.callbacks+=Timer", "--trainer.callbacks=RichProgressBar")
     assert not any(isinstance(c, Timer) for c in replaced)
 

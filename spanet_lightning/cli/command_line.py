@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -29,6 +29,9 @@ NUM_CLASSES = ("model.init_args.backbone.init_args.num_classes", "model.init_arg
 RUNS = "runs"
 # Always true: with false, a checkpoint could run any code that it brings.
 _NOT_OFFERED = {"weights_only"}
+
+# Lightning's Timer has a member of an enum as a default; as YAML it is its text.
+yaml.SafeDumper.add_multi_representer(Enum, lambda to, member: to.represent_data(member.value))
 
 
 class CommandLine(LightningCLI):
@@ -161,7 +164,6 @@ class CommandLine(LightningCLI):
             if found is not None:
                 found.overridden(rest, str(error))
             raise ConfigError(one_line(str(error))) from None
-        _without_enums(self.config)
         self.named = None if command is None else self.config[command]["name"]
         if command is not None and self.named is None:
             self.config[command]["name"] = run_name(_config_files(rest))
@@ -191,21 +193,6 @@ class CommandLine(LightningCLI):
             self.config[str(self.subcommand)], skip_unset=False
         )
         return keys.flatten(yaml.safe_load(text))
-
-
-def _without_enums(value: Any) -> Any:
-    """Return a configuration with plain texts for members of a `str` enum, which YAML can't hold.
-
-    Lightning's Timer has one as a default.
-    """
-    if isinstance(value, Namespace):
-        for key, inner in vars(value).items():
-            setattr(value, key, _without_enums(inner))
-    elif isinstance(value, dict):
-        value.update({key: _without_enums(inner) for key, inner in value.items()})
-    elif isinstance(value, list):
-        value[:] = map(_without_enums, value)
-    return value.value if isinstance(value, Enum) and isinstance(value, str) else value
 
 
 def _asks_for_help(args: Sequence[str]) -> bool:
