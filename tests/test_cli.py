@@ -401,15 +401,20 @@ def test_only_what_a_library_says_of_its_arguments_is_the_users_error():
         pass
 
     flat = {"x": "some.Ours", "x.rate": 3, "y": "some.Theirs", "y.rate": 3}
-    for cls, top in ((Ours, "spanet_lightning.data"), (Theirs, "torchmetrics")):
-        cls.__module__ = top
-    with pytest.raises(ValueError, match="rate") as ours:
-        Ours()
-    assert blame.of_constructor(ours.value, flat, {}) is None
+    Theirs.__module__ = "torchmetrics"
+    for top in ("spanet_lightning.data", "somebodys_own"):
+        Ours.__module__ = top
+        with pytest.raises(ValueError, match="rate") as ours:
+            Ours()
+        assert blame.of_constructor(ours.value, flat, {}) is None
     with pytest.raises(ValueError, match="rate") as theirs:
         Theirs()
     said = blame.of_constructor(theirs.value, flat, {"y.rate": "a.yaml:2"})
     assert str(said) == "a.yaml:2: y.rate: got 3: got rate 3"
+    unknown = TypeError("f() got an unexpected keyword argument 'rate'")
+    assert blame.of_argument(unknown, keys.passed_on({"x": {"init_args": {"rate": 3}}})) is None
+    passed = {"x": [{"class_path": "a.B", "dict_kwargs": {"rate": 3}}]}
+    assert str(blame.of_argument(unknown, keys.passed_on(passed))).startswith("x[0].rate: got 3: f")
 
 
 def test_options_of_a_command_line():

@@ -11,6 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from spanet_lightning.cli.wording import one_line
 from spanet_lightning.errors import ConfigError, SpanetError
+from spanet_lightning.trust import TRUSTED
+
+_LIBRARIES = {name.partition(".")[0] for name in TRUSTED} - {"spanet_lightning"}
 
 
 def with_full_key(
@@ -41,7 +44,7 @@ def of_constructor(
 ) -> ConfigError | None:
     """Return the user's error for what a class of a library says of its arguments, if it is one.
 
-    What a class of ours raises, other than a `SpanetError`, is a bug and stays one.
+    What a class of ours or the user's raises, other than a `SpanetError`, is a bug and stays one.
 
     Args:
         error: As jsonargparse passes it on.
@@ -50,7 +53,7 @@ def of_constructor(
     """
     while error is not None:
         key, cls = _built(error, flat)
-        theirs = cls is not None and cls.__module__.partition(".")[0] != "spanet_lightning"
+        theirs = cls is not None and cls.__module__.partition(".")[0] in _LIBRARIES
         if isinstance(error, MisconfigurationException) or (
             theirs and isinstance(error, ValueError | TypeError)
         ):
@@ -63,23 +66,20 @@ def of_constructor(
     return None
 
 
-def of_argument(
-    error: TypeError, flat: Mapping[str, Any], where: Mapping[str, str]
-) -> ConfigError | None:
+def of_argument(error: TypeError, passed_on: Mapping[str, Any]) -> ConfigError | None:
     """Return the user's error for an argument of `dict_kwargs` that nobody takes, if it is one.
 
     A class may pass such arguments on, much later than it is built.
 
     Args:
         error: That was raised while the run was prepared.
-        flat: The configuration by dotted keys.
-        where: File and line of the keys that a file sets.
+        passed_on: What stands under `dict_kwargs`, by dotted keys.
     """
     named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    full = [key for key in flat if named and key.rpartition(".")[2] == named[1]]
-    if len(full) != 1:
-        return None
-    return _at(full[0], where, f"got {flat[full[0]]!r}: {one_line(str(error))}")
+    for key, value in passed_on.items():
+        if named and key.rpartition(".")[2] == named[1]:
+            return _at(key, {}, f"got {value!r}: {one_line(str(error))}")
+    return None
 
 
 def _built(error: BaseException, flat: Mapping[str, Any]) -> tuple[str | None, type | None]:

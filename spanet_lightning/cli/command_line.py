@@ -189,10 +189,14 @@ class CommandLine(LightningCLI):
 
     def flat_config(self) -> dict[str, Any]:
         """Return the resolved configuration by dotted keys, as `--key value` takes them."""
+        return keys.flatten(self._plain_config())
+
+    def _plain_config(self) -> dict[str, Any]:
         text = self._parser(self.subcommand).dump(
             self.config[str(self.subcommand)], skip_unset=False
         )
-        return keys.flatten(yaml.safe_load(text))
+        plain: dict[str, Any] = yaml.safe_load(text)
+        return plain
 
 
 def _asks_for_help(args: Sequence[str]) -> bool:

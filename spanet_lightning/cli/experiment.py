@@ -24,6 +24,7 @@ from spanet_lightning.cli import (
     checkpoints,
     faults,
     global_batch,
+    keys,
     ranks,
     resume,
 )
@@ -321,7 +322,7 @@ class Experiment(CommandLine):
                 raise ConfigError(f"trainer.callbacks: {one_line(str(error))}") from error
             device = str(self.trainer.strategy.root_device)
             if isinstance(error, TypeError):
-                unknown = blame.of_argument(error, self.flat_config(), self.where)
+                unknown = blame.of_argument(error, keys.passed_on(self._plain_config()))
                 if unknown is not None:
                     raise unknown from error
             found = users_error(error) or faults.explain(error, self.flat_config(), device)

@@ -6,6 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def passed_on(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what stands under `dict_kwargs`, by its dotted key: `trainer.callbacks.0.foo`.
+
+    Args:
+        config: A nested configuration: what a YAML file holds.
+        prefix: What the keys begin with.
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name == "dict_kwargs" and isinstance(value, Mapping):
+            found.update({f"{prefix}{key}": inner for key, inner in value.items()})
+        elif isinstance(value, Mapping):
+            found.update(passed_on(value, prefix if name == "init_args" else f"{prefix}{name}."))
+        elif isinstance(value, list):
+            items = {str(i): item for i, item in enumerate(value) if isinstance(item, Mapping)}
+            found.update(passed_on(items, f"{prefix}{name}."))
+    return found
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return every value by its dotted key; a class stands under the key that it is given for.
 
