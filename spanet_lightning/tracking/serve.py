@@ -76,7 +76,8 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            # Unbuffered: else what it prints may come after the error that it ends with.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             # The terminal's Ctrl-C is for us: we stop all that it has started, and its children.
             start_new_session=True,
         )
