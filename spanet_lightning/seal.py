@@ -7,10 +7,12 @@ as before.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -63,12 +65,25 @@ def verify(path: str | Path) -> bool:
         if data.read(2) != b"PK":
             return False  # what that is, its reader says
         try:
+            if not zipfile.is_zipfile(data):
+                raise DamagedError("it is cut off: the end of the archive is missing")
             with zipfile.ZipFile(data) as archive:
                 found = _COMMENT.fullmatch(archive.comment)
-                if found is None:
-                    broken = archive.testzip()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-            raise DamagedError("it is cut off: the end of the archive is missing") from None
+                broken = None if found else archive.testzip()
+        except DamagedError:
+            raise
+        # What zipfile makes of lists whose entries point nowhere, or say "encrypted", "deflated".
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            RuntimeError,
+            ValueError,
+            EOFError,
+            OSError,
+        ) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            raise DamagedError("the archive's list of its parts is not what was written") from None
         if found is None:
             if broken is not None:
                 raise DamagedError(f"its part {broken} is not what was written")

@@ -71,11 +71,10 @@ def fit(workers=0, ckpt_path=None, **options):
 """
 
 
-def stock(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def stock(script: str) -> subprocess.CompletedProcess[str]:
     """Run a script of plain Lightning in a process and a session of its own."""
     return subprocess.run(
         [sys.executable, "-c", MODEL + textwrap.dedent(script)],
-        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -142,7 +141,7 @@ def test_changed_byte_is_loaded_without_a_word():
     assert "damage" not in done.stderr
 
 
-def test_write_that_is_killed_leaves_half_a_file(tmp_path):
+def test_write_that_is_killed_leaves_half_a_file():
     """Lightning writes into the temporary folder, which often is another file system, and moves."""
     if not SHARED_MEMORY.is_dir():
         pytest.skip("there is no second file system to have temporary files on")
@@ -226,7 +225,6 @@ def test_printing_a_configuration_imports_what_it_names():
 
 def test_last_step_has_smaller_gradients():
     """Of what is left over: three batches in steps of two."""
-    assert max(steps(stock("fit(max_epochs=1, limit_train_batches=3, accumulate_grad_batches=2)")))
     done = stock(
         """
         trainer = fit(max_epochs=1, limit_train_batches=3, accumulate_grad_batches=2)
@@ -268,7 +266,7 @@ def test_evaluation_of_two_processes_repeats_a_sample():
     assert count == 6
 
 
-def test_one_process_of_two_killed_is_not_named(tmp_path):
+def test_one_process_of_two_killed_is_not_named():
     Path("two.py").write_text(
         MODEL
         + textwrap.dedent(

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from spanet_lightning.data import loaders
+from spanet_lightning.data import workers
 from spanet_lightning.data.loaders import exact_loader
 from spanet_lightning.data.workers import outlive_signals
 
@@ -93,59 +94,39 @@ def asleep(ready):
     time.sleep(3600)
 
 
-@pytest.mark.parametrize("seeded", ["1", "0"])
-def test_workers_draw_as_lightning_has_it(seeded, monkeypatch):
-    # A function of our own takes the place of the one that Lightning would set.
-    monkeypatch.setenv("PL_SEED_WORKERS", seeded)
-    ours = exact_loader(Draws(), batch_size=1, num_workers=2)
-    theirs = exact_loader(Draws(), batch_size=1, num_workers=2)
-    theirs.worker_init_fn = pl_worker_init_function if seeded == "1" else None
-    drawn = []
-    for loader in (ours, theirs):
-        torch.manual_seed(1)
-        drawn.append([[float(one) for one in both] for both in loader])
-    assert drawn[0] == drawn[1]
-    assert len({one for both in drawn[0] for one in both}) == 8
-
-
-def test_workers_of_two_ranks_draw_apart(monkeypatch):
-    # A data set that shuffles by itself would read the same on every device.
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-    drawn = []
-    for rank in (0, 1):
-        monkeypatch.setattr(loaders, "processes", lambda rank=rank: (1, rank))
-        torch.manual_seed(1)
-        both = exact_loader(Draws(), batch_size=1, num_workers=2)
-        drawn.append({float(one) for pair in both for one in pair})
-    assert not drawn[0] & drawn[1]
+def test_function_of_the_loader_is_called_as_well():
+    # Lightning sets one, by which workers of several devices draw apart.
+    loader = exact_loader(Draws(), batch_size=1, num_workers=2)
+    assert loader.worker_init_fn is None  # else Lightning sets none
+    loader.worker_init_fn = of_lightning = partial(pl_worker_init_function, rank=1)
+    torch.manual_seed(1)
+    ours = [float(one) for both in loader for one in both]
+    assert loader.worker_init_fn is of_lightning
+    theirs = DataLoader(Draws(), batch_size=1, num_workers=2, worker_init_fn=of_lightning)
+    torch.manual_seed(1)
+    assert ours == [float(one) for both in theirs for one in both]
+    assert len(set(ours)) == 8
 
 
 @TELLS_THE_SENDER
-def test_signal_while_workers_start_waits_for_them():
+def test_signal_while_workers_start_waits_for_them(monkeypatch):
     # Between a worker's birth and its first own line torch's handler would end it.
-    loader = exact_loader(Stuck(), batch_size=1, num_workers=1)
-    seen = []
-    loader.worker_init_fn = late = Late(loader.worker_init_fn)
+    seen, told = [], multiprocessing.get_context("fork").Event()
+
+    def late():
+        assert told.wait(60)
+        outlive_signals()
+
+    monkeypatch.setattr(workers, "outlive_signals", late)
+    loader = exact_loader(Draws(), batch_size=1, num_workers=1)
+    loader.multiprocessing_context = "fork"  # which takes the late one along
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
     try:
         batches = iter(loader)
-        assert not late.told.is_set()  # the worker is still in its beginning
         beside(signal.SIGTERM, batches._workers[0].pid)
-        late.told.set()
-        assert int(next(batches)) == batches._workers[0].pid
+        told.set()
+        assert len(list(batches)) == 4
         beside(signal.SIGTERM, os.getpid())  # to the training again, now that they are born
         assert seen == [1]
     finally:
         signal.signal(signal.SIGTERM, before)
-        batches._workers[0].kill()
-
-
-class Late:
-    """Begins a worker only when it is told to."""
-
-    def __init__(self, begin):
-        self.begin, self.told = begin, multiprocessing.get_context("fork").Event()
-
-    def __call__(self, worker):
-        assert self.told.wait(60)
-        self.begin(worker)

@@ -183,15 +183,14 @@ def test_end_of_a_job_of_slurm(monkeypatch, tmp_path, caplog):
     assert not Path("runs/c").exists()
 
 
-def test_copy_of_the_process_goes_on_until_told_again(monkeypatch):
-    # A loader's worker gets the signals of the terminal too; its batch is still needed.
+def test_copy_of_the_process_outlives_the_terminals_signals_and_ends_when_told():
+    # A worker gets them too, and its batch is still needed. A pool tells its processes once.
     listener = interruption.Interruption()
     with listener.listening():
         child = os.fork()
         if not child:
             for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
                 os.kill(os.getpid(), number)
-            os.kill(os.getpid(), signal.SIGTERM)
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 

@@ -164,13 +164,13 @@ class Check:
             and (any(item.is_class for item in value) or all(map(_is_class, _item_types(hint))))
         ):
             for i, item in enumerate(value):
-                self._value_of_list(bases, _from_file(item, f"{key}[{i}]"), f"{key}[{i}]")
+                self._item(bases, _from_file(item, f"{key}[{i}]"), f"{key}[{i}]")
         elif bases and isinstance(value, str) and str not in (hint, *get_args(hint)):
             self._arguments(self._resolve(bases, node, key), {}, node, key)
         elif not (bases and isinstance(value, list)):
             self._leaf(hint, node, key)
 
-    def _value_of_list(self, bases: tuple[type, ...], item: Node, key: str) -> None:
+    def _item(self, bases: tuple[type, ...], item: Node, key: str) -> None:
         if item.is_class:
             self._class(bases, item, key, None)
         elif isinstance(item.value, str):

@@ -108,10 +108,8 @@ class Interruption(Callback):
 
         A terminal and SLURM send their signals to all processes of a job.
         """
-        if number == signal.SIGTERM and self.number:
-            os._exit(128 + number)
         if number == signal.SIGTERM:
-            self.number = number
+            os._exit(128 + number)
 
     # -- where a run can end
 

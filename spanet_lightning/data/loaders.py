@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from spanet_lightning.data.samplers import (
     TrainingSampler,
     processes,
 )
-from spanet_lightning.data.workers import SteadyLoader, begin_worker
+from spanet_lightning.data.workers import SteadyLoader
 from spanet_lightning.errors import DataError
 
 Collate = Callable[[list[Any]], Any]
@@ -93,7 +92,6 @@ def train_loader(
             dataset,
             batch_size=batch_size,
             num_workers=num_workers,
-            worker_init_fn=_beginning(),
             collate_fn=collate,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
@@ -188,7 +186,6 @@ def exact_loader(
         batch_size=batch_size,
         sampler=None if stream else ExactShare(size),
         num_workers=num_workers,
-        worker_init_fn=_beginning(),
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
@@ -204,15 +201,10 @@ def _shuffled(
         sampler=sampler,
         generator=sampler.generator,
         num_workers=num_workers,
-        worker_init_fn=_beginning(),
         collate_fn=collate,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _beginning() -> Callable[[int], None]:
-    return partial(begin_worker, rank=processes()[1])
 
 
 def _too_few(batch_size: int, images: str, sampler: TrainingSampler) -> DataError:

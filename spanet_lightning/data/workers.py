@@ -6,35 +6,35 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader
 
 _SENDERS_ARE_TOLD = hasattr(signal, "sigwaitinfo")
 
 
 class SteadyLoader(DataLoader[Any]):
-    """A loader whose workers outlive a signal from their first moment, if they `begin_worker`."""
+    """A loader whose workers outlive, from their first moment, the signals that end a run."""
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own class is private
-        with _held_back():
-            return super().__iter__()
+    # Any: torch's iterator is a private class of its own.
+    def __iter__(self) -> Any:
+        """Return the iterator of a pass; its workers, where there are any, are started here."""
+        own = self.worker_init_fn
+        self.worker_init_fn = partial(_begin, own=own)
+        try:
+            with _held_back():
+                return super().__iter__()
+        finally:
+            self.worker_init_fn = own  # as the loader was made, or Lightning has set it
 
 
-def begin_worker(worker: int, rank: int) -> None:
-    """Be a `worker_init_fn`: outlive the signals that end a run, and draw as Lightning has it.
-
-    Args:
-        worker: Number of this worker.
-        rank: Number of the training process that it loads for.
-    """
+def _begin(worker: int, own: Callable[[int], None] | None) -> None:
     outlive_signals()
-    # Lightning sets its own function only where there is none.
-    if int(os.environ.get("PL_SEED_WORKERS") or 0):
-        pl_worker_init_function(worker, rank)
+    if own is not None:
+        own(worker)
 
 
 def outlive_signals() -> None:
