@@ -507,6 +507,43 @@ def test_the_command_writes_the_report_and_tells_the_verdict(
     assert "report.html" in capsys.readouterr().out
 
 
+FILE = """\
+name: digits-srf
+question: Does SRF pay off?
+note: A new note.
+config: configs/digits/spanetv2.yaml
+set: {trainer.max_epochs: 8}
+objective: {metric: val/top1, goal: max}
+test: test/top1
+ablation:
+  seeds: [0, 1]
+  control: with SRF
+  arms:
+    with SRF: {published: 82.9}
+    without SRF: {set: {model.backbone.srf: false}}
+"""
+
+
+def test_a_file_reports_what_was_run_with_its_data_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = [Arm("with SRF", {}, 83.4), Arm("without SRF", {"model.backbone.srf": False})]
+    study = made.ablation(range(2), arms)
+    elsewhere = {**study.overrides, "data.root": "/there", "trainer.log_every_n_steps": 1}
+    study = replace(study, overrides=elsewhere)
+    (tmp_path / "configs/digits").mkdir(parents=True)
+    (tmp_path / "configs/digits/spanetv2.yaml").touch()
+    fill_ablation(study, stored(study, "sqlite:///sweeps.db"))
+    Path("study.yaml").write_text(FILE)
+    app.main(["report", "study.yaml"])
+    text = (tmp_path / "reports" / study.name / "report.md").read_text()
+    assert "A new note." in text
+    assert "Does SRF pay off?" in text
+    assert "82.9" in text
+    Path("study.yaml").write_text(FILE.replace("trainer.max_epochs: 8", "trainer.max_epochs: 9"))
+    assert "trainer.max_epochs was 8, is 9" in refused(capsys, "study.yaml")
+
+
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     with pytest.raises(SystemExit) as caught:
         app.main(["report", *args])

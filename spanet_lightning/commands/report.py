@@ -51,15 +51,17 @@ def run(args: argparse.Namespace) -> None:
     stored = storage.load(args.storage or storage.DEFAULT_URL, name)
     study = storage.definition_of(stored)
     if file_definition is not None:
-        from spanet_lightning.sweep.comparison import differences
+        from spanet_lightning.sweep.comparison import differences, is_free, with_free_keys
 
-        changes = list(differences(study.as_dict(), file_definition.as_dict()).values())
+        changed = differences(study.as_dict(), file_definition.as_dict())
+        changes = [line for key, line in changed.items() if not is_free(key)]
         if changes:
             raise ConfigError(
                 f"{args.study}: is not what the stored study was run with: "
                 f"{'; '.join(changes[:4])}{'; …' if len(changes) > 4 else ''}; to report what was "
                 f"run, give the name {name!r}"
             )
+        study = with_free_keys(study, file_definition)
     if args.images and not args.analysis:
         raise ConfigError("--images: are those of --analysis, which is not given")
     found = gather(stored, study)

@@ -20,24 +20,8 @@ from spanet_lightning.cli import blame
 from spanet_lightning.cli.check import TRUSTED_VARIABLE
 from spanet_lightning.cli.experiment import Experiment
 from spanet_lightning.exit import users_error
+from spanet_lightning.sweep.comparison import is_experiment
 from spanet_lightning.sweep.definition import Study
-
-# What says where a run is and how it is watched, not what is trained.
-_NOT_THE_EXPERIMENT = (
-    "name",
-    "ckpt_path",
-    "resume",
-    "resume_fallback",
-    "allow_changes",
-    "finite_every",
-    "pictures",
-    "tracking",
-    "trainer.default_root_dir",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.logger",
-    "trainer.log_every_n_steps",
-)
 
 # The rest of a Trainer's arguments can be checked without the hardware that they are for.
 _PLAIN_TRAINER: dict[str, Any] = {
@@ -115,12 +99,8 @@ def fingerprint(flat: Mapping[str, Any]) -> str:
     Args:
         flat: Every value by its dotted key.
     """
-    kept = {key: value for key, value in flat.items() if not _is_aside(key)}
+    kept = {key: value for key, value in flat.items() if is_experiment(key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _is_aside(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in _NOT_THE_EXPERIMENT)
 
 
 def resolver() -> Resolver:

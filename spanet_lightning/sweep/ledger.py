@@ -182,7 +182,7 @@ class Ledger:
         changes = differences(stored.as_dict(), new)
         fixed = [line for key, line in changes.items() if not is_free(key)]
         if not fixed and config is not None and "config" in attrs:
-            old = json.loads(attrs["config"])
+            old = comparable(json.loads(attrs["config"]))
             fixed = list(differences(old, comparable(config)).values())
         if fixed:
             raise ConfigError(
