@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,36 @@ def test_records_that_the_store_refuses_hold_up_no_others():
     run = stored(1)
     assert run.data.params == {"x": "1", "y": "3"}
     assert run.data.tags["t"] == "u"
+
+
+@pytest.mark.parametrize("payload", ["{secret}", "../../../home/key", "payload/0/link"])
+def test_log_of_a_stranger_sends_and_deletes_no_file_outside_its_folder(payload, capsys):
+    home = Path("home").absolute()
+    home.mkdir()
+    (home / "key").write_text("secret")
+    folder = Path("runs/a/tracking")
+    (folder / "payload" / "0").mkdir(parents=True)
+    (folder / "payload" / "0" / "link").symlink_to(home / "key")
+    (folder / "payload" / "1").symlink_to(home)
+    (folder / ".sent.json.partial").symlink_to(home / "key")
+    (folder / "sender.lock").symlink_to(home / "made")
+    Path("runs/b").symlink_to(home)
+    uri = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
+    writer = spool.Writer(folder)
+    writer.append("run", **{**HEAD, "uri": uri, "cwd": str(Path.cwd())})
+    for name in (payload.format(secret=home / "key"), "payload/1/key"):
+        writer.append("artifact", folder="../x", payload=name)
+    writer.close()
+    with suppress(SystemExit):
+        app.run(["track", "sync", "runs", "--patience", "0.1"])
+    (folder / "sender.lock").unlink()
+    with suppress(SystemExit):
+        app.run(["track", "sync", "runs"])
+    assert "2 refused" in capsys.readouterr().out
+    assert [path.name for path in home.iterdir()] == ["key"]
+    assert (home / "key").read_text() == "secret"
+    assert not list(Path().rglob("mlruns/**/key"))
+    assert not list(Path().rglob("mlruns/**/link"))
 
 
 def test_status_and_sync_of_everything_below_a_folder(capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from contextlib import suppress
 from enum import Enum
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from spanet_lightning.tracking import store
 from spanet_lightning.tracking.addresses import login, redact
 from spanet_lightning.tracking.spool import (
+    NO_LINK,
     SENDER_LOCK,
     Record,
     Sent,
+    discard_payload,
     head,
     read,
     size,
@@ -102,7 +103,7 @@ class Replay:
         self._note("sending", self.sent.error if self.sent.refused else "")
         for record in records:
             if "payload" in record:
-                shutil.rmtree((self.folder / record["payload"]).parent, ignore_errors=True)
+                discard_payload(self.folder, record)
         return Step.SENT
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ class Replay:
         if self._lock is not None:
             return True
         try:
-            descriptor = os.open(self.folder / SENDER_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.folder / SENDER_LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
         except OSError:
             return False
         if not take(descriptor):

@@ -21,12 +21,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 SPOOL, SENT, PAYLOAD = "spool.jsonl", "sent.json", "payload"
 WRITER_LOCK, SENDER_LOCK = "writer.lock", "sender.lock"
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag for opening the files of a run's folder, which may come from a stranger."""
 
 Record = dict[str, Any]
 
@@ -66,7 +69,9 @@ class Sent:
     def save(self, folder: Path) -> None:
         """Replace it."""
         partial = folder / f".{SENT}.partial"
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        partial.unlink(missing_ok=True)  # a link there would be written through
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(self)))
         partial.replace(folder / SENT)
 
 
@@ -99,13 +104,13 @@ class Writer:
                 self.points |= {(key, step): value for key, value in record["metrics"].items()}
         self._guard = threading.Lock()
         # Children of the process keep it a little longer; it is free once all of them are gone.
-        self._lock = os.open(folder / WRITER_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(folder / WRITER_LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
         for _ in range(20):  # whoever looks whether it is free holds it for a moment
             if take(self._lock):
                 break
             time.sleep(0.05)
         path = folder / SPOOL
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o644)
         self._torn = size(folder) > 0 and not _ends_in_newline(path)
 
     def append(self, op: str, **values: Any) -> Record:
@@ -150,6 +155,43 @@ class Writer:
                 folder = folder.with_name(f"{folder.name}x")
             folder.mkdir(parents=True)
         return folder / name
+
+
+def payload_file(folder: Path, record: Record) -> Path:
+    """Return the file of an artifact record, which is always `payload/N/NAME` in its folder.
+
+    The log of a run may come from somebody else: it must name no other file of this machine.
+
+    Args:
+        folder: The spool.
+        record: The record.
+
+    Raises:
+        ValueError: If the record names a file elsewhere, or there is a symbolic link on the way.
+    """
+    name = str(record["payload"])
+    parts = PurePosixPath(name).parts
+    if len(parts) != 3 or parts[0] != PAYLOAD or ".." in parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not a file in {PAYLOAD}/ of {folder}")
+    path = folder
+    for part in parts:
+        path /= part
+        if path.is_symlink():
+            raise ValueError(f"{path} is a symbolic link")
+    return path
+
+
+def discard_payload(folder: Path, record: Record) -> None:
+    """Delete the file of an artifact record that was sent, and the folder that held it alone.
+
+    Args:
+        folder: The spool.
+        record: The record.
+    """
+    with suppress(OSError, ValueError):
+        path = payload_file(folder, record)
+        path.unlink()
+        path.parent.rmdir()
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
@@ -199,7 +241,7 @@ def close_dead(folder: Path, parent: int | None = None) -> bool:
         Whether that was so.
     """
     try:
-        lock = os.open(folder / WRITER_LOCK, os.O_RDWR)
+        lock = os.open(folder / WRITER_LOCK, os.O_RDWR | NO_LINK)
     except OSError:
         return False
     try:

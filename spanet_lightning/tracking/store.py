@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking.addresses import absolute
+from spanet_lightning.tracking.names import inside
 from spanet_lightning.tracking.refusals import deleted, installed, no_store
-from spanet_lightning.tracking.spool import Record
+from spanet_lightning.tracking.spool import Record, payload_file
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -161,7 +162,7 @@ def send(client: MlflowClient, run_id: str, folder: Path, records: list[Record])
         records: What to send.
 
     Raises:
-        RefusedError: If an artifact's file is gone.
+        RefusedError: If an artifact's file is gone, or is not in the spool.
     """
     from mlflow.entities import Param, RunTag
 
@@ -178,10 +179,14 @@ def send(client: MlflowClient, run_id: str, folder: Path, records: list[Record])
         for chunk in _chunks(record["tags"], _LONGEST["tags"]):
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in chunk])
     elif kind == "artifact":
-        path = folder / record["payload"]
+        try:
+            path = payload_file(folder, record)
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
         if not path.is_file():
             raise RefusedError(f"{path} is gone")
-        client.log_artifact(run_id, str(path), record["folder"] or None)
+        where = inside(str(record["folder"])) if record["folder"] else None
+        client.log_artifact(run_id, str(path), where)
     elif kind == "dataset":
         _send_dataset(client, run_id, record)
     elif kind == "session":

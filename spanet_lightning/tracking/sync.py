@@ -12,6 +12,7 @@ from pathlib import Path
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking.addresses import absolute, complete, without_secret
 from spanet_lightning.tracking.spool import (
+    NO_LINK,
     SENDER_LOCK,
     SPOOL,
     WRITER_LOCK,
@@ -69,7 +70,9 @@ def find(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir():
             raise ConfigError(f"PATH: found no folder at {path}, expected one of runs or of a run")
         for file in sorted(path.rglob(SPOOL)):
-            found[file.parent] = None
+            # What a link leads to is not below the folder that was named.
+            if not file.is_symlink() and file.resolve().is_relative_to(path.resolve()):
+                found[file.parent] = None
     return list(found)
 
 
@@ -170,7 +173,7 @@ def sync(
 def _held(path: Path) -> bool:
     """Whether a living process holds the lock of a file."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | NO_LINK)
     except OSError:
         return False
     try:
