@@ -17,6 +17,7 @@ from spanet_lightning import __version__, broken
 from spanet_lightning.errors import ConfigError, invalid_choice
 from spanet_lightning.exit import exit_on_user_error
 from spanet_lightning.launcher import foreign_lightning, lightning_command
+from spanet_lightning.tracking.addresses import accept_typed
 
 
 class Command(NamedTuple):
@@ -66,8 +67,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: What follows the program's name; None takes it from `sys.argv`.
     """
+    given = sys.argv[1:] if args is None else list(args)
+    accept_typed(given)
     with exit_on_user_error():
-        run(sys.argv[1:] if args is None else args)
+        run(given)
 
 
 def run(args: Sequence[str]) -> None:

@@ -283,10 +283,88 @@ def test_password_of_the_environment_comes_back_for_its_own_address_alone(monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:p%40ss@host")
     assert addresses.complete("https://host") == "https://me:p%40ss@host"
     assert addresses.complete("https://other") == "https://other"
-    clean, variables = addresses.login("https://me:p%40ss@host")
-    assert clean == "https://host"
+    variables = addresses.credentials("https://me:p%40ss@host")
     assert variables == {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "p@ss"}
     assert tracking.default_logger()["init_args"]["tracking_uri"] == "https://host"
+
+
+LOGIN = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "geheim"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "typed", "address", "sent"),
+    [
+        ("https://mine", (), "https://mine/mlflow", True),
+        ("https://mine", (), "https://mine:443", True),
+        ("https://mine", (), "https://evil", False),
+        ("https://mine", (), "https://mine.evil", False),
+        ("https://mine", (), "http://mine", False),
+        ("https://mine", (), "https://mine:8443", False),
+        ("http://mine", (), "http://mine", False),
+        ("http://127.0.0.1:5000", (), "http://127.0.0.1:5000", True),
+        ("http://127.0.0.1:5000", (), "http://127.0.0.1:5001", False),
+        ("", (), "https://evil", False),
+        ("", ("--tracking-uri", "https://mine"), "https://mine", True),
+        ("", ("--trainer.logger.tracking_uri=https://mine",), "https://mine", True),
+        (
+            "",
+            ('--trainer.logger={"init_args": {"tracking_uri": "https://mine"}}',),
+            "https://mine",
+            True,
+        ),
+        ("", ("--trainer.logger.tracking_uri=http://mine",), "http://mine", False),
+        ("", ("--model.weights=https://evil/a.pth",), "https://evil", False),
+    ],
+)
+def test_login_is_for_one_server_and_goes_nowhere_unencrypted(
+    variable, typed, address, sent, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    for key, value in LOGIN.items():
+        monkeypatch.setenv(key, value)
+    addresses.accept_typed(["fit", *typed])
+    assert addresses.credentials(address) == (LOGIN if sent else {})
+
+
+def test_login_in_an_address_and_in_mlflows_own_file(monkeypatch):
+    with pytest.raises(ConfigError, match="with a login, which plain http would send") as refused:
+        addresses.credentials("http://me:geheim@mine")
+    assert "geheim" not in str(refused.value)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert addresses.credentials("https://evil") == {}
+    Path(".mlflow").mkdir()
+    Path(".mlflow/credentials").touch()
+    with pytest.raises(ConfigError, match=r"where MLflow would send the login in ~/\.mlflow"):
+        addresses.credentials("https://evil")
+
+
+def test_server_of_a_configuration_is_sent_no_login(monkeypatch):
+    """All that a run and `sync` send to an address in a file, by whatever code of MLflow's."""
+    seen: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(500)
+
+        do_POST = do_PUT = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{found.server_port}"
+    for key, value in {**LOGIN, "MLFLOW_TRACKING_TOKEN": "geheim"}.items():
+        monkeypatch.setenv(key, value)
+    logger = tracking.MLflowLogger(tracking_uri=uri)
+    logger.log_metrics({"x": 1.0}, 0)
+    logger.finalize("success")
+    sync(logger.spool, patience=0.1)
+    found.shutdown()
+    found.server_close()
+    assert len(seen) > 1
+    assert set(seen) == {None}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from spanet_lightning import app
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.tracking import serve
+from spanet_lightning.tracking import addresses, serve
 from tests.helpers import refused
 
 
@@ -104,7 +104,7 @@ def test_a_server_elsewhere_is_only_named(capsys: pytest.CaptureFixture[str]):
     ("host", "mine"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("::", False)]
 )
 def test_loopback_is_told_from_the_rest(host: str, mine: bool):
-    assert serve.is_loopback(host) == mine
+    assert addresses.is_loopback(host) == mine
 
 
 def test_a_server_that_ends_says_why():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spanet_lightning import broken
 from spanet_lightning.exit import exit_on_user_error
+from spanet_lightning.tracking.addresses import accept_typed
 
 if TYPE_CHECKING:
     from spanet_lightning.cli.experiment import Experiment
@@ -32,8 +33,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: What follows the program's name; None takes it from `sys.argv`.
     """
+    given = sys.argv[1:] if args is None else list(args)
+    accept_typed(given)
     with exit_on_user_error():
-        run(sys.argv[1:] if args is None else args)
+        run(given)
 
 
 def run(args: Sequence[str], show_results: bool = True) -> Experiment:

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_host(args: argparse.Namespace) -> None:
     """Refuse to show runs to others than this machine's users without asking who they are."""
-    from spanet_lightning.tracking.serve import is_loopback
+    from spanet_lightning.tracking.addresses import is_loopback
 
     if not is_loopback(args.host) and not args.auth:
         raise ConfigError(

@@ -21,10 +21,14 @@ from urllib.parse import quote, urlsplit
 
 from spanet_lightning.tracking.addresses import (
     PASSWORD_VARIABLE,
+    TOKEN_VARIABLE,
     USER_VARIABLE,
+    credentials,
+    is_trusted,
     is_web,
-    login,
     redact,
+    withheld,
+    without_secret,
 )
 from spanet_lightning.tracking.refusals import deleted, installed, no_store
 
@@ -74,22 +78,26 @@ def probe(uri: str, experiment: str) -> str:
 
 
 def _ask_server(uri: str, experiment: str) -> tuple[list[str], str]:
-    clean, variables = login(uri)
+    clean = without_secret(uri)
     parts = urlsplit(clean)
     if not parts.hostname:
         raise no_store(uri, "there is no host in it")
     request = urllib.request.Request(  # noqa: S310  # http or https
         f"{clean.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name"
         f"?experiment_name={quote(experiment, safe='')}",
-        headers=_authorization({**os.environ, **variables}),
     )
+    # Not among the headers that go on to wherever the server redirects to.
+    request.add_unredirected_header("Authorization", _authorization(uri))
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             found = json.loads(answer.read(1 << 20))["experiment"]["lifecycle_stage"]
         return [str(found)], ""
     except urllib.error.HTTPError as error:
         if error.code in (401, 403) and not any(os.environ.get(name) for name in _OTHER_LOGINS):
-            raise no_store(uri, f"it refuses the login: {error.code} {error.reason}") from None
+            why = withheld(uri)
+            raise no_store(
+                uri, f"it refuses the login: {error.code} {error.reason}{why and f'; {why}'}"
+            ) from None
         if error.code == 404 and b"RESOURCE_DOES_NOT_EXIST" not in error.read(1 << 16):
             raise no_store(uri, "a server answers there, but it is not MLflow's") from None
         return [], f"{error.code} {error.reason}" if error.code >= 500 else ""
@@ -105,19 +113,20 @@ def _ask_server(uri: str, experiment: str) -> tuple[list[str], str]:
         return [], f"it answers what MLflow would not ({type(error).__name__})"
 
 
-def _authorization(variables: dict[str, str]) -> dict[str, str]:
-    user, password = variables.get(USER_VARIABLE), variables.get(PASSWORD_VARIABLE)
-    if not (user and password):
+def _authorization(uri: str) -> str:
+    """Return the header by which MLflow would log in, as far as it may."""
+    found = credentials(uri)
+    user, password = found.get(USER_VARIABLE), found.get(PASSWORD_VARIABLE)
+    if is_trusted(uri) and not (user and password):
         parser = configparser.ConfigParser(interpolation=None)
         with suppress(configparser.Error, OSError, RuntimeError):
             parser.read(Path.home() / ".mlflow" / "credentials")
             user = user or parser.get("mlflow", USER_VARIABLE.lower())
             password = password or parser.get("mlflow", PASSWORD_VARIABLE.lower())
     if user and password:
-        both = base64.b64encode(f"{user}:{password}".encode()).decode()
-        return {"Authorization": f"Basic {both}"}
-    token = variables.get("MLFLOW_TRACKING_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token else {}
+        return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+    token = found.get(TOKEN_VARIABLE)
+    return f"Bearer {token}" if token else ""
 
 
 def _ask_file(uri: str, experiment: str) -> tuple[list[str], str]:

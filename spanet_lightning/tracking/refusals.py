@@ -23,7 +23,7 @@ def deleted(experiment: str) -> ConfigError:
 
 def no_store(uri: str, reason: object) -> ConfigError:
     """Return the error for an address at which there is no store."""
-    text = " ".join(redact(str(reason), uri).split())[:200]
+    text = " ".join(redact(str(reason), uri).split())[:400]
     return ConfigError(
         f"trainer.logger.tracking_uri: got {without_secret(uri)!r}, expected a database or a "
         f"server of MLflow's, such as {DEFAULT_URI} ({text})"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanet_lightning.tracking import store
-from spanet_lightning.tracking.addresses import login, redact
+from spanet_lightning.tracking.addresses import is_web, redact, use_credentials, without_secret
 from spanet_lightning.tracking.spool import (
     NO_LINK,
     SENDER_LOCK,
@@ -52,7 +52,7 @@ class Replay:
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder = folder
-        self.uri, self._login = login(uri)
+        self.uri = without_secret(uri) if is_web(uri) else uri
         self._full = uri
         self.sent = Sent.load(folder)
         if self.sent.state in ("away", "wrong"):  # for another process; it may be better now
@@ -171,7 +171,7 @@ class Replay:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(int(self._timeout))
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ["MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"] = str(int(4 * self._timeout))
-        os.environ.update(self._login)
+        use_credentials(self._full)
         # Where MLflow keeps artifacts beside a database of its own is relative to it.
         first = self._head or head(self.folder)
         with suppress(OSError, KeyError, TypeError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.tracking.addresses import absolute
+from spanet_lightning.tracking.addresses import absolute, use_credentials
 from spanet_lightning.tracking.names import inside
 from spanet_lightning.tracking.refusals import deleted, installed, no_store
 from spanet_lightning.tracking.spool import Record, payload_file
@@ -65,7 +65,8 @@ def connect(tracking_uri: str) -> MlflowClient:
         tracking_uri: Database or server.
 
     Raises:
-        ConfigError: If there is no such store, or MLflow is not installed.
+        ConfigError: If there is no such store, MLflow is not installed, or a login would be sent
+            where it does not belong.
     """
     if not installed():
         raise ConfigError("mlflow: is not installed here; pip install mlflow")
@@ -80,7 +81,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):  # dozens of lines about tables while a database is created
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return MlflowClient(absolute(tracking_uri))
+        return MlflowClient(absolute(use_credentials(tracking_uri)))
     except MlflowException as error:
         raise no_store(tracking_uri, error) from None
 
