@@ -31,7 +31,7 @@ from spanet_lightning.data import (
     ImageClassificationDataModule,
     SegmentationFoldersDataModule,
 )
-from spanet_lightning.data.links import LINKS_VARIABLE, name_fault
+from spanet_lightning.data.listing import LINKS_VARIABLE, name_fault
 from spanet_lightning.errors import CheckpointError, ConfigError, DataError
 from spanet_lightning.sweep.parse import read_study
 from spanet_lightning.trust import is_trusted

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from spanet_lightning.analysis.models import Subject
-from spanet_lightning.decode import opened, rgb
+from spanet_lightning.data.decode import opened, rgb
 from spanet_lightning.errors import DataError, invalid, invalid_choice
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")

@@ -12,11 +12,11 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
+from spanet_lightning.data.decode import opened, rgb
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.images import read_mask
 from spanet_lightning.data.orientation import Meaning, Size, meaning, orientation
 from spanet_lightning.data.segmentation_transforms import IGNORED
-from spanet_lightning.decode import opened, rgb
 from spanet_lightning.errors import SpanetError
 
 _Job = TypeVar("_Job")

@@ -19,11 +19,9 @@ from spanet_lightning.data.check_images import (
 from spanet_lightning.data.checks import check_class_folders, check_same_classes, read_folder
 from spanet_lightning.data.coco_faults import has_masks, record_faults
 from spanet_lightning.data.faults import Fault
-from spanet_lightning.data.images import list_images
-from spanet_lightning.data.links import links_out, name_fault
+from spanet_lightning.data.listing import name_fault, pair_by_stem, scan
 from spanet_lightning.data.orientation import Meaning
 from spanet_lightning.data.segmentation import SegmentationFoldersDataModule
-from spanet_lightning.data.segmentation_images import paired
 from spanet_lightning.errors import DataError
 
 Layout = Literal["coco", "masks", "folders"]
@@ -67,7 +65,7 @@ def layout_of(root: Path) -> Layout:
         return "coco"
     if (root / "images").is_dir() and (root / "annotations").is_dir():
         return "masks"
-    if any(list_images(entry) for entry in root.iterdir() if entry.is_dir()):
+    if any(scan(entry).names for entry in root.iterdir() if entry.is_dir()):
         return "folders"
     raise DataError(
         f"ROOT: {root} has none of the known layouts; expected annotations/*.json (COCO), images/ "
@@ -181,7 +179,7 @@ def _coco(
             )
             for record in records
         }
-        yield from links_out(folder, root)
+        yield from scan(folder, root).faults
         yield from image_faults(
             list(jobs.values()), _said(say, f"images of {file.name}"), checked.meant
         )
@@ -235,22 +233,17 @@ def _masks(
             yield Fault("missing folder", str(root / kind / split), "", detail)
     for split in sorted(folders["images"] & folders["annotations"]):
         images, masks = root / "images" / split, root / "annotations" / split
-        for folder in (images, masks):
-            yield from links_out(folder, root)
-        pairs = paired(images, masks)
-        checked.count("images", len(pairs))
-        used = {mask for _, mask in pairs}
-        for image, mask in pairs:
-            if mask is None:
-                detail = f"image without a mask of its name in {masks}"
-                yield Fault("missing mask", str(image), "", detail)
-        for mask in list_images(masks):
-            if mask not in used:
-                detail = f"mask without an image of its name in {images}"
-                yield Fault("missing image", str(mask), "", detail)
-        whole = [MaskJob(image, mask, classes) for image, mask in pairs if mask is not None]
+        listings = scan(images, root), scan(masks, root)
+        yield from (fault for listing in listings for fault in listing.faults)
+        paired = pair_by_stem(*listings)
+        checked.count("images", len(paired.pairs) + len(paired.unpaired))
+        yield from paired.faults
+        for mask in paired.unused:
+            detail = f"mask without an image of its name in {images}"
+            yield Fault("missing image", str(mask), "", detail)
+        whole = [MaskJob(image, mask, classes) for image, mask in paired.pairs]
         yield from mask_faults(whole, _said(say, f"masks of {split}"), checked.meant)
-        alone = [ImageJob(image) for image, mask in pairs if mask is None]
+        alone = [ImageJob(image) for image in paired.unpaired]
         yield from image_faults(alone, _said(say, f"images of {split}"), checked.meant)
 
 
@@ -260,9 +253,9 @@ def _masks(
 def _folders(root: Path, checked: Checked, say: Callable[[str, int, int], None]) -> Iterator[Fault]:
     first: tuple[Path, list[str]] | None = None
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        if not list_images(folder):
+        if not scan(folder).names:
             continue
-        yield from links_out(folder, root)
+        yield from scan(folder, root).faults
         try:
             reader = read_folder(folder)
             check_class_folders(folder, reader)
@@ -273,7 +266,7 @@ def _folders(root: Path, checked: Checked, say: Callable[[str, int, int], None])
                 check_same_classes(first, (folder, classes))
         except DataError as error:
             yield Fault("class folders", str(folder), "", str(error))
-        jobs = [ImageJob(path) for path in list_images(folder)]
+        jobs = [ImageJob(path) for path in scan(folder, root).paths]
         checked.count("images", len(jobs))
         yield from image_faults(jobs, _said(say, f"images of {folder.name}"), checked.meant)
 

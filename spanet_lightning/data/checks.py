@@ -12,7 +12,7 @@ from timm.data.readers.reader_factory import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spanet_lightning.decode import opened, rgb
+from spanet_lightning.data.decode import opened, rgb
 from spanet_lightning.errors import DataError, SpanetError, did_you_mean
 
 

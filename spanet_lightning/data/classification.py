@@ -31,7 +31,8 @@ from spanet_lightning.data.checks import (
 )
 from spanet_lightning.data.draws import entropy, preserved, spread, uniform
 from spanet_lightning.data.faults import refuse
-from spanet_lightning.data.links import links_out
+from spanet_lightning.data.info import DataInfo
+from spanet_lightning.data.listing import scan
 from spanet_lightning.data.loaders import drawn_loader, exact_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels, Normalize, in_precision_of_run
@@ -208,6 +209,11 @@ class ImageClassificationDataModule(LightningDataModule):
         return tuple(names)
 
     @property
+    def info(self) -> DataInfo:
+        """Classes and the normalisation."""
+        return DataInfo(self.class_names, mean=tuple(self.mean), std=tuple(self.std))
+
+    @property
     def num_classes(self) -> int:
         """Number of classes of the data."""
         if self._num_classes is None and not self.dataset and len(self.class_names) < 2:
@@ -369,7 +375,7 @@ class ImageClassificationDataModule(LightningDataModule):
         split = self._split(key)
         if split not in self._readers:
             folder = split_folder(self.root, split, key)
-            refuse(links_out(folder, Path(self.root)), f"spanet data check {self.root}")
+            refuse(iter(scan(folder, Path(self.root)).faults), f"spanet data check {self.root}")
             reader = read_folder(folder)
             check_class_folders(folder, reader)
             self._readers[split] = reader
@@ -389,7 +395,7 @@ class ImageClassificationDataModule(LightningDataModule):
         folder = Path(str(self.predict_root))
         if not folder.is_dir():
             raise DataError(f"predict_root: found no folder at {folder}, expected one of images")
-        refuse(links_out(folder, folder), f"spanet data check {folder}")
+        refuse(iter(scan(folder).faults), f"spanet data check {folder}")
         return read_folder(folder)
 
     def _open(self, key: str) -> Dataset[Any]:

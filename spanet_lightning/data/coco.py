@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,8 +26,8 @@ from spanet_lightning.data.coco_images import (
 from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.detection_transforms import Augmentation
 from spanet_lightning.data.faults import refuse
-from spanet_lightning.data.images import check_folder
-from spanet_lightning.data.links import links_out
+from spanet_lightning.data.info import DataInfo
+from spanet_lightning.data.listing import check_folder, scan
 from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
@@ -181,6 +182,17 @@ class CocoDataModule(DenseDataModule):
         return len(self.categories)
 
     @property
+    def info(self) -> DataInfo:
+        """Classes with the ids of their categories, and the normalisation."""
+        categories = self.categories
+        return DataInfo(
+            classes=tuple(categories.values()),
+            ids=tuple(categories),
+            mean=self.normalize.mean,
+            std=self.normalize.std,
+        )
+
+    @property
     def predict_base(self) -> Path:
         """Folder that the images to predict are in."""
         return self._path("test", 0) if self.predict_root is None else Path(self.predict_root)
@@ -281,12 +293,11 @@ class CocoDataModule(DenseDataModule):
             index = coco_file.index(document, file, masks=self.masks, drop_bad_boxes=drop)
             folder = self._path(split, 0)
             check_folder(folder, f"{split}_images")
+            listing = scan(folder, Path(self.root))
             missing = missing_images(
-                (index.images[i].file for i in range(len(index))), folder, file
+                (index.images[i].file for i in range(len(index))), listing, file
             )
-            command = f"spanet data check {self.root}"
-            refuse(missing, command)
-            refuse(links_out(folder, Path(self.root)), command)
+            refuse(chain(listing.faults, missing), f"spanet data check {self.root}")
             self._indices[split] = index
         # Gigabytes for COCO's training file, which is not needed any more.
         self._documents.pop(self.sources[split][1], None)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spanet_lightning.data.faults import Fault
-from spanet_lightning.data.links import name_fault
+from spanet_lightning.data.listing import name_fault
 from spanet_lightning.data.rle import is_empty, segmentation_fault
 
 TOLERANCE = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 import numpy as np
@@ -17,7 +17,8 @@ from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.coco_file import CocoIndex
 from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import Fault
-from spanet_lightning.data.images import images_to_predict, read_image
+from spanet_lightning.data.images import read_image
+from spanet_lightning.data.listing import Listing, NearNames, images_to_predict
 from spanet_lightning.data.padding import DetectionSample
 
 LEAST_SIDE = 32
@@ -167,11 +168,12 @@ def trained_images(index: CocoIndex, keep_empty: bool) -> np.ndarray:
     return found
 
 
-def missing_images(files: Iterator[str], folder: Path, annotations: str) -> Iterator[Fault]:
+def missing_images(files: Iterator[str], listing: Listing, annotations: str) -> Iterator[Fault]:
     """Yield a fault for each image that an annotation file names and its folder lacks."""
     # One listing, as asking for each of 118,287 files takes minutes on a network drive.
-    present = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    present = {*listing.names, *listing.others}
+    near = NearNames(present)
     for file in files:
-        if str(Path(file)) not in present:
-            detail = f"there is no such file, but {annotations} names it"
-            yield Fault("missing image", str(folder / file), "", detail)
+        if PurePosixPath(file).as_posix() not in present and not (listing.folder / file).is_file():
+            detail = f"there is no such file, but {annotations} names it{near.hint(file)}"
+            yield Fault("missing image", str(listing.folder / file), "", detail)

@@ -14,6 +14,7 @@ from spanet_lightning.data import digits
 from spanet_lightning.data.batches import DetectionTarget
 from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.draws import Draw
+from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest
 from spanet_lightning.data.normalize import MEAN, STD
@@ -93,6 +94,11 @@ class DigitScenesDataModule(DenseDataModule):
     def num_classes(self) -> int:
         """Number of classes: of boxes without background, of pixels with the ground."""
         return len(self.class_names)
+
+    @property
+    def info(self) -> DataInfo:
+        """Classes and the normalisation."""
+        return DataInfo(self.class_names, mean=MEAN, std=STD)
 
     @property
     def split_id(self) -> str:

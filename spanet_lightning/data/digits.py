@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from spanet_lightning.data.draws import Draw, uniform
+from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.loaders import exact_loader, train_loader
 from spanet_lightning.data.manifest import DataIdentity, digest
 from spanet_lightning.errors import invalid
@@ -86,6 +87,14 @@ class DigitsDataModule(LightningDataModule):
         self.train_per_class = train_per_class
         self.augment = augment
         self.splits: dict[str, TensorDataset] = {}
+
+    @property
+    def info(self) -> DataInfo:
+        """The ten digits, and the normalisation."""
+        count = self.in_chans
+        return DataInfo(
+            self.class_names, mean=(self.mean,) * count, std=(self.std,) * count, channels=count
+        )
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - all three splits are one read away
         """Read, enlarge, normalise and split the images."""

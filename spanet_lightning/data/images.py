@@ -10,56 +10,13 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
-from spanet_lightning.data.faults import refuse
-from spanet_lightning.data.links import links_out
+from spanet_lightning.data.decode import opened, rgb
+from spanet_lightning.data.listing import images_to_predict as images_to_predict
 from spanet_lightning.data.orientation import meant
-from spanet_lightning.decode import opened, rgb
-from spanet_lightning.errors import DataError, SpanetError, did_you_mean
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""Names of files that are taken for images."""
+from spanet_lightning.errors import SpanetError
 
 # One number a pixel: grey levels of 8 or 16 bits, indices of a palette, or bits.
 _MASK_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder and those below it, sorted; hidden ones are left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
-
-
-def check_folder(folder: Path, key: str) -> None:
-    """Refuse a folder of images that is not there.
-
-    Args:
-        folder: The folder.
-        key: Argument that named it, for the message.
-
-    Raises:
-        DataError: With a name that is near, where there is one.
-    """
-    if not folder.is_dir():
-        parent = folder.parent
-        names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        raise DataError(
-            f"{key}: found no folder at {folder}, expected one of images"
-            f"{did_you_mean(folder.name, names)}"
-        )
-
-
-def images_to_predict(folder: Path) -> list[Path]:
-    """Return the images of a folder, of which there has to be one.
-
-    Raises:
-        DataError: If there is none.
-    """
-    check_folder(folder, "predict_root")
-    refuse(links_out(folder, folder), f"spanet data check {folder}")
-    paths = list_images(folder)
-    if not paths:
-        raise DataError(f"predict_root: found no images in {folder}, expected a folder of some")
-    return paths
 
 
 def read_image(
@@ -68,7 +25,7 @@ def read_image(
     """Read an image as RGB, upright where its EXIF tells how it is turned; see `orientation`.
 
     Not torchvision's decoder: it fills what a truncated JPEG lacks with grey, and says nothing.
-    What is refused, and how other pixels become RGB, is in `spanet_lightning.decode`.
+    What is refused, and how other pixels become RGB, is in `spanet_lightning.data.decode`.
 
     Args:
         path: The file.

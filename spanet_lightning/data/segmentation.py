@@ -15,7 +15,8 @@ from spanet_lightning.data.checks import SampleError, split_folder
 from spanet_lightning.data.dense import DenseDataModule
 from spanet_lightning.data.faults import refuse
 from spanet_lightning.data.images import read_mask
-from spanet_lightning.data.links import links_out
+from spanet_lightning.data.info import DataInfo
+from spanet_lightning.data.listing import list_images, pair_by_stem
 from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
@@ -26,7 +27,6 @@ from spanet_lightning.data.segmentation_images import (
     Pair,
     Pairs,
     TrainPairs,
-    paired,
     reduced,
 )
 from spanet_lightning.data.segmentation_transforms import (
@@ -189,6 +189,18 @@ class SegmentationFoldersDataModule(DenseDataModule):
         return [given.get(label, colour) for label, colour in enumerate(own)]
 
     @property
+    def info(self) -> DataInfo:
+        """Classes with their values in masks and their colours, and the normalisation."""
+        shift = 1 if self.reduce_zero_label else 0
+        return DataInfo(
+            classes=self.class_names,
+            ids=tuple(range(shift, self.num_classes + shift)),
+            palette=tuple(self.palette),
+            mean=self.normalize.mean,
+            std=self.normalize.std,
+        )
+
+    @property
     def predict_base(self) -> Path:
         """Folder that the images to predict are in."""
         if self.predict_root is not None:
@@ -267,19 +279,11 @@ class SegmentationFoldersDataModule(DenseDataModule):
     def _pairs(self, name: str) -> list[Pair]:
         """Return each image of a split with its mask."""
         folder, masks = self._folder(self.images, name), self._folder(self.annotations, name)
-        for each in (folder, masks):
-            refuse(links_out(each, Path(self.root)), f"spanet data check {self.root}")
-        pairs = paired(folder, masks)
-        if not pairs:
-            raise DataError(f"folder {folder}: found no images, expected some with masks")
-        for image, mask in pairs:
-            if mask is None:
-                raise DataError(
-                    f"image {image}: found no mask at {masks / image.relative_to(folder)}, "
-                    f"expected one of its name as .png; 'spanet data check {self.root}' lists all "
-                    "faults"
-                )
-        return [(image, mask) for image, mask in pairs if mask is not None]
+        root = Path(self.root)
+        key = f"{name}_split"
+        paired = pair_by_stem(list_images(folder, key, root), list_images(masks, key, root))
+        refuse(iter(paired.faults), f"spanet data check {self.root}")
+        return paired.pairs
 
     def _counted(self) -> int:
         """Return the number of classes that the masks themselves show."""

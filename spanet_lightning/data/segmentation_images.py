@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 
 from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.draws import Draw
-from spanet_lightning.data.images import images_to_predict, list_images, read_image, read_mask
+from spanet_lightning.data.images import read_image, read_mask
+from spanet_lightning.data.listing import images_to_predict
 from spanet_lightning.data.padding import SegmentationSample
 from spanet_lightning.data.segmentation_transforms import IGNORED, SegmentationAugmentation
 
@@ -137,19 +138,6 @@ class FolderImages(Dataset[SegmentationSample]):
         image = read_image(self.paths[number], index=number)
         mask = torch.full(image.shape[1:], IGNORED, dtype=torch.int64)
         return SegmentationSample(self.transform(image), mask, str(self.paths[number]))
-
-
-def paired(images: Path, masks: Path) -> list[tuple[Path, Path | None]]:
-    """Return each image of a folder with the mask of its name, or None where there is none.
-
-    Args:
-        images: Folder of images, searched through.
-        masks: Folder of masks, in the same folders below it.
-    """
-    stored = {path.relative_to(masks).with_suffix(""): path for path in list_images(masks)}
-    return [
-        (path, stored.get(path.relative_to(images).with_suffix(""))) for path in list_images(images)
-    ]
 
 
 def reduced(mask: Int64[Tensor, "h w"], reduce_zero_label: bool) -> Int64[Tensor, "h w"]:

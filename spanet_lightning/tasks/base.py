@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from spanet_lightning.data.draws import entropy
+from spanet_lightning.data.info import KEY, check_same, info_of, stored_info
 from spanet_lightning.errors import invalid
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks import restart, share
@@ -223,10 +224,22 @@ class Task(LightningModule):
             weights = checkpoint["state_dict"]
             checkpoint["state_dict"] = checkpoint["current_model_state"]
             checkpoint["current_model_state"] = weights
+        data = info_of(getattr(self.trainer, "datamodule", None))
+        if data is not None:
+            checkpoint[KEY] = data.to_dict()
         checkpoint[restart.KEY] = restart.record(self, self._validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Prepare the exact restart of a run; weights alone need none."""
+        """Prepare the exact restart of a run; weights alone need none.
+
+        Raises:
+            DataError: If the data names other classes than those that it was trained on.
+        """
+        if self._trainer is not None:
+            stored = stored_info(checkpoint)
+            current = info_of(getattr(self.trainer, "datamodule", None))
+            if stored is not None and current is not None:
+                check_same(stored, current)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             restart.go_on_with_seed(checkpoint)
             self._restart = restart.prepare(checkpoint, share.of(self.trainer))

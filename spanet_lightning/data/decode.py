@@ -1,7 +1,7 @@
 """Decoding image files of anybody's: nothing is decoded that is too large, or of an odd format.
 
-**Formats.** JPEG, PNG, BMP, GIF, PPM, TIFF and WebP, by their contents, not their names. Pillow
-knows fifty more, some of which run other programs (EPS runs Ghostscript).
+**Formats.** Those that Pillow decodes by itself (`FORMATS`), by their contents, not their names.
+The rest would run other programs (EPS runs Ghostscript) or hold no pixels.
 
 **Size.** An image of more pixels than `max_pixels` is refused when its header has been read: a file
 of a few kilobytes can decode to gigabytes (a decompression bomb). Pillow alone only warns.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,13 @@ from PIL import Image, UnidentifiedImageError
 
 from spanet_lightning.errors import invalid
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What is decoded. A JPEG of several pictures (MPO), as telephones write it, is a JPEG here."""
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000"),
+    *("BLP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "ICNS", "ICO", "IM", "MSP", "PCX"),
+    *("PIXAR", "PSD", "QOI", "SGI", "SUN", "XBM", "XPM", "TGA"),
+)
+"""What is decoded: all that Pillow decodes by itself, the usual ones first. A JPEG of several
+pictures (MPO), as telephones write it, is a JPEG here."""
 
 PIXELS_VARIABLE = "SPANET_MAX_PIXELS"
 """Environment variable: the most pixels of an image; for satellites and microscopes."""
@@ -67,16 +71,25 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
     try:
         image = Image.open(source, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ValueError(f"found {_contents(source)}, no image of {', '.join(FORMATS)}") from error
+        raise ValueError(f"found {_contents(source)}, no image of a format that is read") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{error}; {_how(most)}") from error
     with image:
         width, height = image.size
         if width * height > most:
             raise ValueError(f"its header says {width}×{height} px; {_how(most)}")
-        if image.format == "PNG":
-            _check_sums(source)
         yield image
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file's first bytes are those of an image, whatever it is called."""
+    try:
+        with Image.open(path, formats=FORMATS[:-1]):  # TGA has no mark of its own
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # what is no image raises anything
+        return False
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -123,30 +136,3 @@ def _contents(source: str | Path | BinaryIO) -> str:
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
         return "a page of HTML (a download that failed?)"
     return f"other contents (first bytes {start[:8]!r})"
-
-
-def _check_sums(source: str | Path | BinaryIO) -> None:
-    """Compare the checksums of a PNG's chunks: Pillow decodes past those that are wrong.
-
-    Raises:
-        ValueError: If one is wrong, or a chunk is cut off.
-    """
-    if isinstance(source, str | Path):
-        content = Path(source).read_bytes()
-    else:
-        here = source.tell()
-        source.seek(0)
-        content = source.read()
-        source.seek(here)
-    view, at = memoryview(content), 8
-    while at + 12 <= len(view):
-        length = int.from_bytes(view[at : at + 4])
-        end = at + 8 + length
-        if end + 4 > len(view):
-            break
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            raise ValueError(f"a checksum is wrong in byte {at} and following: it is damaged")
-        if bytes(view[at + 4 : at + 8]) == b"IEND":
-            return
-        at = end + 4
-    raise ValueError("image file is truncated: its end is missing")
