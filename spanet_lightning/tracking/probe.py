@@ -86,8 +86,9 @@ def _ask_server(uri: str, experiment: str) -> tuple[list[str], str]:
         f"{clean.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name"
         f"?experiment_name={quote(experiment, safe='')}",
     )
-    # Not among the headers that go on to wherever the server redirects to.
-    request.add_unredirected_header("Authorization", _authorization(uri))
+    if header := _authorization(uri):
+        # Not among the headers that go on to wherever the server redirects to.
+        request.add_unredirected_header("Authorization", header)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             found = json.loads(answer.read(1 << 20))["experiment"]["lifecycle_stage"]
