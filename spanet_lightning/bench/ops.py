@@ -1,188 +1,140 @@
-"""The token mixers alone, at the shapes that they meet in a model, beside their floor.
+"""Token mixers alone, at the shapes they meet in a model, beside their floor.
 
 The floor of a mixer is what the machine needs for its multiply-accumulates at the measured rate of
 products, and for reading its input and writing its output once at the measured rate of copies. A
-forward pass can't be faster than the larger of both.
+forward pass can't be faster than the larger of the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spanet_lightning.backbones import spanet, spanetv2
-from spanet_lightning.bench.ceiling import Ceiling
-from spanet_lightning.bench.models import WARM_UP_CALLS, Row, ratio
+from spanet_lightning.bench.models import WARM_UP_CALLS, build_model
 from spanet_lightning.bench.settings import Settings
-from spanet_lightning.bench.subjects import Subject, build_all
-from spanet_lightning.bench.timing import Say, alternate, spread, timed
+from spanet_lightning.bench.timing import Ceiling, Progress, Row, alternate, ratio, spread
 from spanet_lightning.cost import model_cost
+from spanet_lightning.errors import ConfigError
 
 DIRECTIONS = ("forward", "forward+backward")
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where a mixer stands.
-
-    Attributes:
-        kind: "SPAM V1", "SPAM V2", "mixed attention" or "attention".
-        stage: From 1 to 4.
-        shape: (C, H, W) of what it gets.
-        mixers: `spectral_impl` → mixer, all of the same weights; "-" for one without spectra.
-    """
-
-    kind: str
-    stage: int
-    shape: tuple[int, int, int]
-    mixers: dict[str, nn.Module]
-
-    @property
-    def label(self) -> str:
-        """What tables and records call it."""
-        return f"{self.kind}, stage {self.stage}"
-
-
 def measure_ops(
-    subjects: Sequence[Subject],
-    impls: Sequence[str],
+    names: Sequence[str],
+    against: Sequence[str],
     settings: Settings,
     ceiling: Ceiling,
-    say: Say,
+    progress: Progress,
 ) -> tuple[list[Row], list[Row]]:
-    """Measure the first mixer of each stage, all its implementations in alternation.
+    """Measure the first mixer of each stage of some models, stage by stage in alternation.
 
     Args:
-        subjects: Our models; mixers that they share are measured once.
-        impls: Values of `spectral_impl`; the first is compared with the others.
-        settings: How.
+        names: Models in MetaFormer form: ours, timm's MetaFormers, or `python:MODULE:FUNCTION`.
+        against: Models whose mixers those of `names` are compared with, at the same stage.
+        settings: How to measure.
         ceiling: The machine's rates.
-        say: Is told how far it is.
+        progress: Is told what is measured next.
 
     Returns:
         The `results` and `ratios` of the JSON document.
+
+    Raises:
+        ConfigError: If the mixers of a model can't be found.
     """
-    results, ratios = [], []
-    for site in sites(subjects, impls, settings):
-        say(site.label)
-        channels, height, width = site.shape
-        reference = next(iter(site.mixers.values()))
-        macs = settings.batch * model_cost(reference, (height, width), channels).macs
-        moved = 2 * settings.batch * channels * height * width * settings.product_dtype.itemsize
-        floor = {
-            "products": 1e3 * macs / ceiling.macs_per_second,
-            "copy": 1e3 * moved / ceiling.bytes_per_second,
-        }
-        with settings.compiling(frozen=False):
+    everyone = list(dict.fromkeys([*names, *against]))
+    stages = {name: _first_mixers(name, settings) for name in everyone}
+    results: list[Row] = []
+    ratios: list[Row] = []
+    for index in range(max(map(len, stages.values()))):
+        here = {name: mixers[index] for name, mixers in stages.items() if index < len(mixers)}
+        progress(f"stage {index + 1}")
+        with settings.compiling(evaluation=False):
             calls = {
-                (impl, direction): _call(mixer, site, direction, settings)
-                for impl, mixer in site.mixers.items()
+                (name, direction): _call(mixer, settings.noise(*shape), direction, settings)
+                for name, (mixer, shape) in here.items()
                 for direction in DIRECTIONS
             }
             for call in calls.values():
                 for _ in range(WARM_UP_CALLS):
                     call()
-            turns = {key: timed(call, settings.seconds) for key, call in calls.items()}
-            seconds = alternate(turns, settings.rounds)
-        for (impl, direction), values in seconds.items():
+            seconds = alternate(calls, settings.rounds, settings.seconds)
+        for (name, direction), values in seconds.items():
+            mixer, shape = here[name]
+            macs = _macs(mixer, shape)
             results.append(
                 {
-                    "subject": site.label,
+                    "subject": _label(name, index, mixer),
                     "mode": direction,
                     "seconds": values,
-                    "kind": site.kind,
-                    "stage": site.stage,
-                    "shape": [settings.batch, *site.shape],
-                    "impl": impl,
+                    "stage": index + 1,
+                    "shape": list(shape),
                     "ms": 1e3 * spread(values).median,
                     "macs": macs,
-                    "floor_ms": floor if direction == "forward" else None,
+                    "floor_ms": _floor(macs, shape, settings, ceiling),
                 }
             )
-        first, *others = site.mixers
-        ratios += [
-            ratio(
-                f"{site.label}:{first}",
-                f"{site.label}:{other}",
-                direction,
-                seconds[first, direction],
-                seconds[other, direction],
-            )
-            for other in others
-            for direction in DIRECTIONS
-        ]
+        for name, other in ((n, o) for n in names for o in against if n != o):
+            if name in here and other in here:
+                ours, theirs = (_label(n, index, here[n][0]) for n in (name, other))
+                for direction in DIRECTIONS:
+                    times = seconds[name, direction], seconds[other, direction]
+                    ratios.append(ratio(ours, theirs, direction, *times))
     return results, ratios
 
 
-def sites(subjects: Sequence[Subject], impls: Sequence[str], settings: Settings) -> list[Site]:
-    """Find the first mixer of each stage of some models, each kind and shape once.
-
-    Args:
-        subjects: Our models; a `spectral_impl` of theirs is not looked at.
-        impls: The implementations to build.
-        settings: Size and seed.
-    """
-    found: dict[tuple[str, tuple[int, int, int]], Site] = {}
-    for subject in subjects:
-        variants = [Subject(subject.name, impl) for impl in impls]
-        models = build_all(variants, settings.size, settings.seed)
-        models = {variant: settings.place(model) for variant, model in models.items()}
-        first = models[variants[0]]
-        per_impl = {str(v.impl): _first_mixers(model.eval()) for v, model in models.items()}
-        shapes = _shapes(first, per_impl[impls[0]], settings.images(batch=1))
-        for stage, (mixer, shape) in enumerate(zip(per_impl[impls[0]], shapes, strict=True)):
-            kind = _kind(mixer)
-            spectral = not isinstance(mixer, spanetv2.Attention)
-            mixers = {i: m[stage] for i, m in per_impl.items()}
-            if (kind, shape) not in found:
-                found[kind, shape] = Site(
-                    kind, stage + 1, shape, mixers if spectral else {"-": mixers[impls[0]]}
-                )
-    return list(found.values())
+def _label(name: str, index: int, mixer: nn.Module) -> str:
+    return f"{name}, stage {index + 1}: {type(mixer).__name__}"
 
 
-def _first_mixers(model: Any) -> list[nn.Module]:
-    return [stage.blocks[0].mixer for stage in model.stages]
+def _macs(mixer: nn.Module, shape: Sequence[int]) -> int | None:
+    if len(shape) != 4:  # attention over tokens (B, N, C)
+        return None
+    batch, channels, height, width = shape
+    try:
+        return batch * model_cost(mixer, (height, width), channels).macs
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
-@torch.inference_mode()
-def _shapes(
-    model: nn.Module, mixers: Sequence[nn.Module], images: Tensor
-) -> list[tuple[int, int, int]]:
-    """Return the (C, H, W) that each mixer gets for an image."""
-    shapes: list[tuple[int, int, int]] = []
+def _floor(
+    macs: int | None, shape: Sequence[int], settings: Settings, ceiling: Ceiling
+) -> Row | None:
+    if macs is None:
+        return None
+    moved = 2 * torch.Size(shape).numel() * settings.matmul_dtype.itemsize
+    return {
+        "products": 1e3 * macs / ceiling.macs_per_second,
+        "copy": 1e3 * moved / ceiling.bytes_per_second,
+    }
 
-    def look(_module: nn.Module, args: tuple[Tensor]) -> None:
-        _, channels, height, width = args[0].shape
-        shapes.append((channels, height, width))
 
-    hooks = [mixer.register_forward_pre_hook(look) for mixer in mixers]
-    model(images)
+@torch.no_grad()
+def _first_mixers(name: str, settings: Settings) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """Return the first mixer of each stage with the shape of its input, (B, C, H, W)."""
+    model: Any = settings.place(build_model(name, settings.size, settings.seed)).eval()
+    try:
+        blocks = [stage.blocks[0] for stage in model.stages]
+        mixers = [getattr(block, "mixer", None) or block.token_mixer for block in blocks]
+    except (AttributeError, TypeError, IndexError):
+        accepted = "a model whose stages[i].blocks[0] has a `mixer` or `token_mixer`"
+        raise ConfigError(f"{name}: its token mixers can't be found; expected {accepted}") from None
+    shapes: list[tuple[int, ...]] = []
+
+    def note_shape(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shapes.append((settings.batch, *args[0].shape[1:]))
+
+    hooks = [mixer.register_forward_pre_hook(note_shape) for mixer in mixers]
+    model(settings.images()[:1])
     for hook in hooks:
         hook.remove()
-    return shapes
+    return list(zip(mixers, shapes, strict=True))
 
 
-def _kind(mixer: nn.Module) -> str:
-    if isinstance(mixer, spanet.SPAM):
-        return "SPAM V1"
-    if isinstance(mixer, spanetv2.Attention):
-        return "attention" if mixer.local is None else "mixed attention"
-    return "SPAM V2"
-
-
-def _call(mixer: nn.Module, site: Site, direction: str, settings: Settings) -> Callable[[], Any]:
-    """Return what runs a mixer once; the backward pass gives all gradients, and keeps none."""
-    channels, height, width = site.shape
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (settings.batch, channels, height, width)
-    x = settings.place(torch.randn(shape, generator=generator))
-    if isinstance(mixer, spanet.SPAM) and mixer.gates.impl == "fft":
-        x = x.contiguous()  # what the official network gives it
+def _call(mixer: nn.Module, x: Tensor, direction: str, settings: Settings) -> Callable[[], Any]:
+    """Return one run of a mixer; the backward pass computes all gradients and keeps none."""
     runnable = settings.compiled(mixer)
     if direction == "forward":
 
@@ -194,11 +146,11 @@ def _call(mixer: nn.Module, site: Site, direction: str, settings: Settings) -> C
         return forward
 
     x.requires_grad_()
-    wanted = [x, *mixer.parameters()]
+    inputs = [x, *(p for p in mixer.parameters() if p.requires_grad)]
 
-    def both() -> tuple[Tensor, ...]:
+    def forward_and_backward() -> tuple[Tensor, ...]:
         with settings.autocast():
             y: Tensor = runnable(x)
-        return torch.autograd.grad(y, wanted, y.detach())
+        return torch.autograd.grad(y, inputs, y.detach())
 
-    return both
+    return forward_and_backward

@@ -1,4 +1,4 @@
-"""How something is measured: device, precision, layout, compilation, and how often."""
+"""What all subjects of a comparison share: device, precision, layout, compilation, rounds."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Compile = Literal["none", "default", "max-autotune"]
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-# Graphs that torch keeps of one function before it gives up and runs it eagerly, which must not
-# happen unseen: every subject and size has its own.
-_MAX_GRAPHS = 256
+# Dynamo runs a function eagerly once it has compiled it this often, without a word: every model
+# and size counts.
+_RECOMPILE_LIMIT = 256
 
-Thing = TypeVar("Thing", Tensor, nn.Module)
+Placed = TypeVar("Placed", Tensor, nn.Module)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all subjects of a comparison have in common.
+    """How subjects are measured.
 
     Args:
-        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
-        dtype: "float32" without TF32, "tf32" (float32 whose products may use TF32; CUDA alone), or
-            "bfloat16" or "float16": autocast over float32 weights.
-        layout: Memory format of images and weights. Our models work on channels-last features
-            whatever they get.
+        device: "auto" (CUDA where available), "cpu", "cuda" or "cuda:N".
+        dtype: "float32" without TF32, "tf32" (CUDA only), or "bfloat16" or "float16": autocast
+            over float32 weights.
+        layout: Memory format of images and weights.
         compile: Mode of `torch.compile`; "none" runs eagerly.
-        dynamic: Compile for any batch size, height and width; otherwise for the shapes at hand.
-        freeze: Fold weights into the compiled graph as constants; evaluation alone.
-        batch: Images in a batch.
-        size: Side of the images, in pixels.
-        threads: Threads of an operator; `None` leaves torch's default.
+        dynamic: Compile for any batch size, height and width.
+        freeze: Fold weights into the compiled graph as constants; evaluation only.
+        batch: Images per batch.
+        size: Width of the images, in pixels.
+        height: Height of the images, in pixels; `None` makes them square.
+        threads: Intra-op threads; `None` leaves torch's default.
         rounds: How often each subject is measured.
-        seconds: A subject's least share of a round, after a warm-up call.
-        seed: Of weights and images.
+        seconds: Minimum time of a measurement, after a warm-up call.
+        seed: Seed of weights and images.
 
     Raises:
         ConfigError: If a value is not accepted.
@@ -59,6 +59,7 @@ class Settings:
     freeze: bool = False
     batch: int = 8
     size: int = 224
+    height: int | None = None
     threads: int | None = None
     rounds: int = 7
     seconds: float = 0.3
@@ -66,14 +67,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.device == "auto":
-            found = "cuda" if torch.cuda.is_available() else "cpu"
-            object.__setattr__(self, "device", found)
+            object.__setattr__(self, "device", "cuda" if torch.cuda.is_available() else "cpu")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise invalid("--device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:N'")
-        if self.on_cuda:
-            count = torch.cuda.device_count()
-            if (self.torch_device.index or 0) >= count:
-                raise invalid("--device", self.device, f"a device that torch finds ({count} here)")
+        count = torch.cuda.device_count()
+        if self.on_cuda and (self.torch_device.index or 0) >= count:
+            raise invalid("--device", self.device, f"a device that torch finds ({count} here)")
         for key, value, choices in (
             ("--dtype", self.dtype, get_args(Dtype)),
             ("--layout", self.layout, get_args(Layout)),
@@ -82,13 +81,13 @@ class Settings:
             if value not in choices:
                 raise invalid_choice(key, value, choices)
         if self.dtype == "tf32" and not self.on_cuda:
-            raise ConfigError("--dtype: got 'tf32', which is a precision of CUDA devices alone")
+            raise ConfigError("--dtype: got 'tf32', which only CUDA devices support")
         for flag in ("freeze", "dynamic"):
             if getattr(self, flag) and self.compile == "none":
-                raise ConfigError(f"--{flag}: needs --compile default or max-autotune")
+                raise ConfigError(f"--{flag}: requires --compile")
         for key, number, least in (
             ("--batch", self.batch, 1),
-            ("--size", self.size, 32),
+            ("--size", min(self.size, self.height or self.size), 32),
             ("--threads", 1 if self.threads is None else self.threads, 1),
             ("--rounds", self.rounds, 1),
             ("--seconds", self.seconds, 0),
@@ -98,57 +97,57 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device as torch names it."""
+        """The device."""
         return torch.device(self.device)
 
     @property
     def on_cuda(self) -> bool:
-        """Whether the device is a CUDA one."""
+        """Whether the device is a CUDA device."""
         return self.torch_device.type == "cuda"
 
     @property
-    def product_dtype(self) -> torch.dtype:
-        """Type in which matrix products run."""
+    def matmul_dtype(self) -> torch.dtype:
+        """The dtype in which matrix products run."""
         return _AUTOCAST.get(self.dtype, torch.float32)
 
-    def place(self, thing: Thing) -> Thing:
-        """Return a model or images on the device, in the layout.
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.height or self.size, self.size
 
-        Our literal models (`spectral_impl: fft`) keep the official code's own layout.
-        """
-        moved: Any = thing.to(self.torch_device)
-        is_images = isinstance(moved, Tensor)
-        literal = getattr(thing, "channels_last", True) is False
-        if moved.dim() == 4 if is_images else not literal:
+    def place(self, value: Placed) -> Placed:
+        """Return a model or tensor on the device, in the memory format."""
+        moved: Any = value.to(self.torch_device)
+        if not isinstance(moved, Tensor) or moved.dim() == 4:
             moved = moved.to(memory_format=_FORMATS[self.layout])
-        placed: Thing = moved
+        placed: Placed = moved
         return placed
 
-    def images(
-        self, batch: int | None = None, size: int | None = None, channels: int = 3
-    ) -> Tensor:
-        """Return normal noise (B, C, S, S), the same for the same seed."""
+    def noise(self, *shape: int) -> Tensor:
+        """Return normal noise of this shape on the device, the same for the same seed."""
         generator = torch.Generator().manual_seed(self.seed)
-        side = size or self.size
-        shape = (batch or self.batch, channels, side, side)
         return self.place(torch.randn(shape, generator=generator))
 
+    def images(self) -> Tensor:
+        """Return a batch of noise images (B, 3, H, W)."""
+        return self.noise(self.batch, 3, *self.image_size)
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context that a forward pass runs in."""
+        """Return the context of a forward pass."""
         if self.dtype not in _AUTOCAST:
             return contextlib.nullcontext()
         return torch.autocast(self.torch_device.type, _AUTOCAST[self.dtype])
 
-    def compiled(self, model: nn.Module) -> nn.Module:
-        """Return `model`, or what will compile it when it is called first."""
+    def compiled(self, module: nn.Module) -> nn.Module:
+        """Return the module, or the wrapper that compiles it on its first call."""
         if self.compile == "none":
-            return model
-        module: Any = torch.compile(model, mode=self.compile, dynamic=self.dynamic)
-        return module  # type: ignore[no-any-return]
+            return module
+        wrapper: Any = torch.compile(module, mode=self.compile, dynamic=self.dynamic)
+        return wrapper  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Set threads and precision for the process, and put back what was there before."""
+        """Set threads and precision for the process, and restore them afterwards."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
         before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
         try:
@@ -162,8 +161,8 @@ class Settings:
             matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before[1:]
 
     @contextlib.contextmanager
-    def compiling(self, *, frozen: bool) -> Iterator[None]:
-        """Compile within: afresh, without falling back to eager mode, `frozen` where asked for."""
+    def compiling(self, *, evaluation: bool) -> Iterator[None]:
+        """Start with empty compilation caches, and fail rather than fall back to eager mode."""
         if self.compile == "none":
             yield
             return
@@ -171,10 +170,10 @@ class Settings:
         import torch._inductor.config as inductor
 
         torch._dynamo.reset()
-        limits: Any = torch._dynamo.config
+        dynamo: Any = torch._dynamo.config
         with (
-            limits.patch(recompile_limit=_MAX_GRAPHS, fail_on_recompile_limit_hit=True),
-            inductor.patch(freezing=self.freeze and frozen),
+            dynamo.patch(recompile_limit=_RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True),
+            inductor.patch(freezing=self.freeze and evaluation),
         ):
             yield
         torch._dynamo.reset()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from spanet_lightning.bench.models import Row
+from spanet_lightning.bench.timing import Row
 from spanet_lightning.errors import ConfigError, invalid
 from spanet_lightning.sweep.definition import Ablation, Arm, Objective, Study
 from spanet_lightning.sweep.events import EventReader
