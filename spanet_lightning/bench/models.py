@@ -76,7 +76,8 @@ def build_model(name: str, size: int, seed: int) -> nn.Module:
     sized = entrypoint.__module__.startswith("spanet_lightning.") or (
         pretrained_cfg is not None and pretrained_cfg.fixed_input_size
     )
-    return timm.create_model(name, **({"img_size": size} if sized else {}))
+    options: dict[str, Any] = {"img_size": size} if sized else {}
+    return timm.create_model(name, **options)
 
 
 def _call_function(name: str, size: int) -> nn.Module:
