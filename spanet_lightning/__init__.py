@@ -1,26 +1,26 @@
 """SPANet Lightning: train, ablate, track and analyse SPANet and SPANetV2.
 
-Importing the package registers every variant with timm, so that `timm.create_model("spanet_s")`
-works. It imports torch and timm, but neither lightning, mlflow nor optuna: tasks and data modules
-are imported when they are first named.
+Importing the package costs nothing: torch, timm and lightning are imported when a class is first
+used. Every variant is registered with timm whichever of the two is imported first, so that
+`import timm, spanet_lightning; timm.create_model("spanet_s")` works.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from spanet_lightning import broken
 from spanet_lightning._version import __version__
 
-try:
-    from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
-except (ImportError, RuntimeError, OSError) as error:  # `spanet doctor` explains it
-    if not broken.is_others(error):
-        raise
-    broken.REASON.append(error)
-
 if TYPE_CHECKING:
+    from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
     from spanet_lightning.data import (
         CocoDataModule,
         DigitScenesDataModule,
@@ -61,7 +61,8 @@ __all__ = [
     "load_official",
 ]
 
-_LAZY = {
+LAZY = {
+    "Backbone": "spanet_lightning.backbones",
     "CascadeMaskRCNN": "spanet_lightning.heads",
     "ClassificationTask": "spanet_lightning.tasks",
     "CocoDataModule": "spanet_lightning.data",
@@ -72,23 +73,53 @@ _LAZY = {
     "ImageClassificationDataModule": "spanet_lightning.data",
     "MaskRCNN": "spanet_lightning.heads",
     "RetinaNet": "spanet_lightning.heads",
+    "SPANet": "spanet_lightning.backbones",
+    "SPANetV2": "spanet_lightning.backbones",
     "SegmentationFoldersDataModule": "spanet_lightning.data",
     "SegmentationTask": "spanet_lightning.tasks",
     "SemanticFPN": "spanet_lightning.heads",
-    # Not among `__all__`, the classes that a wrong name is compared with: there, it would be the
-    # only callback.
+    # Not in `__all__`: the only callback there would be the suggestion for every mistyped one.
     "SpectrumPicture": "spanet_lightning.tracking.pictures",
     "UPerNet": "spanet_lightning.heads",
+    "load_official": "spanet_lightning.backbones",
 }
+"""Public names and the modules that they are imported from at first use."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        broken.refuse()
-    if name not in _LAZY:
+    if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    with broken.named():
+        return getattr(importlib.import_module(LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _RegisterWithTimm(importlib.abc.MetaPathFinder):
+    """Imports the backbones, which register themselves, as soon as timm has been imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find timm as Python would, with the registration behind it."""
+        if fullname != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module("spanet_lightning.backbones")
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "timm" in sys.modules:
+    importlib.import_module("spanet_lightning.backbones")
+else:
+    sys.meta_path.insert(0, _RegisterWithTimm())

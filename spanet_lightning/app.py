@@ -91,10 +91,9 @@ def run(args: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         raise invalid_choice("command", name, COMMANDS)
-    if name != "doctor":
-        broken.refuse()
     command = COMMANDS[name]
-    module = importlib.import_module(f"spanet_lightning.commands.{command.module}")
+    with broken.named():
+        module = importlib.import_module(f"spanet_lightning.commands.{command.module}")
     parser = OneLineParser(
         prog=f"spanet {name}",
         description=module.__doc__,

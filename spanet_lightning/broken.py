@@ -1,40 +1,37 @@
-"""What can't be imported because of other packages, said in one line where something is asked for.
+"""Packages of others that can't be imported, in one line instead of a traceback.
 
-A torchvision that is not torch's own breaks timm and lightning, and with them this package.
-Importing it works all the same, so that `spanet doctor` can say what is wrong.
+A torchvision that does not match torch breaks timm and lightning, and with them this package.
+`spanet doctor` then still runs, and explains what to install.
 """
 
 from __future__ import annotations
 
-from spanet_lightning.errors import SpanetError
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-REASON: list[BaseException] = []
-"""The error of the import of timm or torch; empty where they work."""
+from spanet_lightning.errors import SpanetError
 
 
 class BrokenPackageError(SpanetError, ImportError):
     """A package that this one needs can't be imported."""
 
 
-def is_others(error: BaseException) -> bool:
-    """Whether an error of an import comes from another package, not from a mistake in this one."""
-    name = getattr(error, "name", None)
-    return not (isinstance(name, str) and name.partition(".")[0] == "spanet_lightning")
-
-
-def found(error: BaseException) -> BrokenPackageError:
-    """Return the user's error for one of an import."""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return BrokenPackageError(
-        f"a package that is needed can't be imported ({reason}); 'spanet doctor' says what to do"
-    )
-
-
-def refuse() -> None:
-    """Stop where a package that is needed is broken.
+@contextmanager
+def named() -> Iterator[None]:
+    """Turn what another package raises while it is imported into the user's error.
 
     Raises:
-        BrokenPackageError: That says which.
+        BrokenPackageError: That quotes it.
     """
-    if REASON:
-        raise found(REASON[0]) from REASON[0]
+    try:
+        yield
+    except SpanetError:
+        raise
+    except (ImportError, RuntimeError, OSError) as error:
+        name = getattr(error, "name", None)
+        if isinstance(name, str) and name.partition(".")[0] == "spanet_lightning":
+            raise  # a mistake in this package
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BrokenPackageError(
+            f"a package that is needed can't be imported ({reason}); 'spanet doctor' explains it"
+        ) from error

@@ -49,7 +49,7 @@ def run(args: Sequence[str], show_results: bool = True) -> Experiment:
     Raises:
         SpanetError: For whatever the user got wrong.
     """
-    broken.refuse()
-    from spanet_lightning.cli.experiment import Experiment
+    with broken.named():
+        from spanet_lightning.cli.experiment import Experiment
 
     return Experiment(args, show_results)
