@@ -101,7 +101,10 @@ class _RegisterWithTimm(importlib.abc.MetaPathFinder):
     """Imports the backbones, which register themselves, as soon as timm has been imported."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - as importlib calls it
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
         """Find timm as Python would, with the registration behind it."""
         if fullname != "timm":
