@@ -20,7 +20,13 @@ from spanet_lightning import broken
 from spanet_lightning._version import __version__
 
 if TYPE_CHECKING:
-    from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
+    from spanet_lightning.backbones import (
+        Backbone,
+        SPANet,
+        SPANetV2,
+        TimmBackbone,
+        load_official,
+    )
     from spanet_lightning.data import (
         CocoDataModule,
         DigitScenesDataModule,
@@ -56,6 +62,7 @@ __all__ = [
     "SegmentationFoldersDataModule",
     "SegmentationTask",
     "SemanticFPN",
+    "TimmBackbone",
     "UPerNet",
     "__version__",
     "load_official",
@@ -78,6 +85,7 @@ LAZY = {
     "SegmentationFoldersDataModule": "spanet_lightning.data",
     "SegmentationTask": "spanet_lightning.tasks",
     "SemanticFPN": "spanet_lightning.heads",
+    "TimmBackbone": "spanet_lightning.backbones",
     # Not in `__all__`: the only callback there would be the suggestion for every mistyped one.
     "SpectrumPicture": "spanet_lightning.tracking.pictures",
     "UPerNet": "spanet_lightning.heads",

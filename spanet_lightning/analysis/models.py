@@ -21,7 +21,7 @@ import yaml
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official
+from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, TimmBackbone, load_official
 from spanet_lightning.backbones.official_files import read
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
 
@@ -36,7 +36,7 @@ SHORT = {
 }
 """What papers call a model, and timm's name of its usual member."""
 
-_CLASSES: dict[str, type[Backbone]] = {"SPANet": SPANet, "SPANetV2": SPANetV2}
+_CLASSES: dict[str, type[Backbone]] = {c.__name__: c for c in (SPANet, SPANetV2, TimmBackbone)}
 _SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".tar")
 
 
@@ -206,12 +206,14 @@ def _of_run(file: Path, seed: int) -> Subject:
     except TypeError as error:
         raise CheckpointError(f"MODEL {file}: was made by another version ({error})") from error
     # A dense task takes features alone: its backbone may have no classifier.
-    if not any(key.startswith("head.") for key in own):
+    if model.state_dict().keys() - own.keys():
         model.reset_classifier(0)
         own = {key: value for key, value in own.items() if key in model.state_dict()}
-        own = {**{k: v for k, v in model.state_dict().items() if k.startswith("norm.")}, **own}
+        unused = ("model.",) if isinstance(model, TimmBackbone) else ("norm.",)  # the final norm
+        own = {**{k: v for k, v in model.state_dict().items() if k.startswith(unused)}, **own}
     _strict(model, own, f"MODEL {file}:")
-    one = _subject(f"{file.parent.name}/{file.name}", model, True)
+    plain: nn.Module = model.model if isinstance(model, TimmBackbone) else model
+    one = _subject(f"{file.parent.name}/{file.name}", plain, True)
     mean, std = _statistics(file.parent) or (one.mean, one.std)
     return replace(one, mean=mean, std=std)
 

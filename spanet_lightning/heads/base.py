@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spanet_lightning.backbones import Backbone
+from spanet_lightning.backbones import Backbone, TimmBackbone
 from spanet_lightning.backbones.validate import positive_int
 from spanet_lightning.errors import invalid
 
@@ -128,23 +128,24 @@ class SegmentationHead(ABC):
 
 
 class DenseModel(nn.Module):
-    """A backbone, a norm for each level, and the layers of a head.
+    """A backbone, a norm for each pyramid level, and the layers of a head.
 
     The backbone gives up its classifier and its final norm: they are never called here. (Official
     SPANetV2 models keep them as parameters, 3,104,744 with 1,000 classes, and count them.)
 
     The norm of a level is of the kind that the backbone's blocks use: GroupNorm of one group (V1)
-    or LayerNorm over channels without bias (V2). Only what the head sees is normed.
+    or LayerNorm over channels without bias (V2); see `TimmBackbone.output_norm` for other models.
+    Only what the head sees is normed.
 
     Args:
-        backbone: The backbone, taken over.
+        backbone: The backbone, taken over. It has features at strides 4, 8, 16 and 32.
         head: Describes the head.
         num_classes: Classes, without background.
         frozen_stages: Stem and first stages that are not trained: 0 (none) to 4 (all). 1 freezes
             the stem and stage 1.
 
     Raises:
-        ConfigError: If a value is out of its range.
+        ConfigError: If a value is out of its range, or the backbone lacks one of the four levels.
     """
 
     def __init__(
@@ -156,27 +157,40 @@ class DenseModel(nn.Module):
     ) -> None:
         super().__init__()
         positive_int("num_classes", num_classes)
-        if len(backbone.stages) != len(STRIDES):
-            raise invalid("backbone", f"{len(backbone.stages)} stages", "a backbone of four stages")
         if isinstance(frozen_stages, bool) or frozen_stages not in range(5):
             raise invalid("frozen_stages", frozen_stages, "an integer from 0 (none) to 4 (all)")
-        channels = [int(info["num_chs"]) for info in backbone.feature_info]
-        norm: Any = type(backbone.stages[0].blocks[0].norm1)  # type: ignore[union-attr, index]
-        backbone.prune_intermediate_layers([0, 1, 2, 3], prune_norm=True)
+        levels = pyramid_levels(backbone)
+        infos = [backbone.feature_info[level] for level in levels]
+        channels = [int(info["num_chs"]) for info in infos]
+        if isinstance(backbone, TimmBackbone):
+            norms = [backbone.output_norm(c) for c in channels]
+        else:
+            norm: Any = type(backbone.stages[0].blocks[0].norm1)  # type: ignore[union-attr, index]
+            norms = [norm(c) for c in channels]
+        # timm's models may count levels anew once the later ones are gone.
+        self.levels = list(backbone.prune_intermediate_layers(levels, prune_norm=True))
         self.backbone = backbone
-        self.output_norms = nn.ModuleList(norm(c) for c in channels)
+        self.output_norms = nn.ModuleList(norms)
         self.head = head.build(channels, num_classes)
         self.num_classes = num_classes
         self.frozen_stages = frozen_stages
+        self._last_frozen = str(infos[frozen_stages - 1]["module"]) if frozen_stages else ""
         # There in the published counts and checkpoints, but nothing reads what they would return.
         self.output_norms[: self.head.first_level].requires_grad_(False)
         for part in self._frozen():
             part.requires_grad_(False)
 
     def _frozen(self) -> list[nn.Module]:
-        if self.frozen_stages == 0:
+        """Return the backbone's layers up to the end of the last frozen stage, in their order."""
+        if not self._last_frozen:
             return []
-        return [self.backbone.stem, *self.backbone.stages[: self.frozen_stages]]
+        model = self.backbone.model if isinstance(self.backbone, TimmBackbone) else self.backbone
+        within = f"{self._last_frozen}."
+        modules = [(f"{name}.", module) for name, module in model.named_modules() if name]
+        last = max(i for i, (name, _) in enumerate(modules) if name.startswith(within))
+        return [
+            m for name, m in modules[: last + 1] if name == within or not within.startswith(name)
+        ]
 
     def train(self, mode: bool = True) -> DenseModel:
         """Set the mode; frozen stages stay in evaluation, without drop path."""
@@ -188,7 +202,9 @@ class DenseModel(nn.Module):
     def features(self, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
         """Return the four normed levels, strides 4, 8, 16 and 32."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_stages < len(STRIDES)):
-            levels: Any = self.backbone.forward_intermediates(images, intermediates_only=True)
+            levels: Any = self.backbone.forward_intermediates(
+                images, indices=self.levels, intermediates_only=True
+            )
         first = self.head.first_level
         normed = zip(self.output_norms, levels, strict=True)
         return [norm(x) if i >= first else x for i, (norm, x) in enumerate(normed)]
@@ -201,3 +217,22 @@ class DenseModel(nn.Module):
         features = self.features(images)
         self.head.work(features)
         return features[-1]
+
+
+def pyramid_levels(backbone: Backbone) -> list[int]:
+    """Return the indices of a backbone's features at strides 4, 8, 16 and 32.
+
+    Raises:
+        ConfigError: If it lacks one of them.
+    """
+    strides = [int(level["reduction"]) for level in backbone.feature_info]
+    # Of several levels with one stride, the last is the most refined.
+    found = [
+        max((i for i, s in enumerate(strides) if s == stride), default=-1) for stride in STRIDES
+    ]
+    if -1 in found:
+        name = getattr(backbone, "name", type(backbone).__name__)
+        has = ", ".join(map(str, dict.fromkeys(strides))) or "none"
+        accepted = f"a model with features at strides 4, 8, 16 and 32 for this task; it has {has}"
+        raise invalid("backbone", name, accepted)
+    return found

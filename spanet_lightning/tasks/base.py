@@ -42,7 +42,7 @@ class Task(LightningModule):
         self._validating = self._validated = False
         self._restart: restart.Restart | None = None
 
-    def _remember_arguments(self) -> None:
+    def _remember_arguments(self, backbone: object) -> None:
         """Store what a checkpoint needs to rebuild the task.
 
         Built by LightningCLI, that is the configuration with its class paths. Built by hand, the
@@ -59,8 +59,13 @@ class Task(LightningModule):
         # The command line offers the data's number of classes to all tasks; not all take it.
         if "num_classes" not in inspect.signature(type(self)).parameters:
             self.hparams.pop("num_classes", None)
+        if isinstance(backbone, str):
+            self.hparams["backbone"] = backbone
         # The checkpoint holds the weights: reloading it must not need the file they began from.
         self.hparams["weights"] = None
+        described = self.hparams.get("backbone")
+        if isinstance(described, Mapping) and "pretrained" in described.get("init_args", {}):
+            described["init_args"]["pretrained"] = False
 
     @classmethod
     def load_from_checkpoint(

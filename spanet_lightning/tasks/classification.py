@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from spanet_lightning.backbones import Backbone, load_official
+from spanet_lightning.backbones.timm_backbone import as_backbone
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks.base import Task
@@ -60,7 +61,8 @@ class ClassificationTask(Task):
     The defaults of mixing and smoothing are those of the published ImageNet recipe.
 
     Args:
-        backbone: The network, built for the number of classes of the data.
+        backbone: The network, built for the number of classes of the data; in Python, timm's name
+            of a model does as well.
         optimizer: Which optimizer updates the weights, and how.
         schedule: How the learning rate moves over the run.
         mixup_alpha: Mixup blends two images in shares drawn from Beta(alpha, alpha); 0 is off
@@ -72,6 +74,7 @@ class ClassificationTask(Task):
         label_smoothing: Share of each target spread evenly over all classes, mixed or not.
         weights: Checkpoint to start from: an official one or the project's own safetensors, read by
             `spanet_lightning.load_official`. Null starts from random weights.
+        num_classes: Classes of a backbone that is given by name.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -80,7 +83,7 @@ class ClassificationTask(Task):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | str,
         optimizer: OptimizerConfig = _ADAMW,
         schedule: ScheduleConfig = _COSINE,
         mixup_alpha: float = 0.8,
@@ -89,10 +92,11 @@ class ClassificationTask(Task):
         mixup_switch_prob: float = 0.5,
         label_smoothing: float = 0.1,
         weights: str | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__(optimizer, schedule)
-        self.backbone = backbone
-        self._remember_arguments()
+        self.backbone = as_backbone(backbone, num_classes)
+        self._remember_arguments(backbone)
         for key, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             if not 0 <= alpha < float("inf"):
                 raise invalid(key, alpha, "a number of at least 0")
@@ -103,11 +107,11 @@ class ClassificationTask(Task):
         ):
             if not 0 <= share <= 1:
                 raise invalid(key, share, "a number in [0, 1]")
-        classes = backbone.num_classes
+        classes = self.backbone.num_classes
         if classes < 2:
             raise invalid("backbone.num_classes", classes, "at least 2 classes")
         if weights is not None:
-            load_official(backbone, weights)
+            load_official(self.backbone, weights)
 
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None

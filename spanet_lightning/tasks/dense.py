@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone, load_official
+from spanet_lightning.backbones.timm_backbone import as_backbone
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.heads import DenseModel, DetectionHead, SegmentationHead
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
@@ -19,7 +20,8 @@ class DenseTask(Task):
     """Base of detection and segmentation: a backbone with a head, trained together.
 
     Args:
-        backbone: The network, built; its classifier is given up.
+        backbone: The network, built; its classifier is given up. In Python, timm's name of a model
+            does as well.
         head: Describes the head.
         num_classes: Classes, without background.
         optimizer: Which optimizer updates the weights, and how.
@@ -44,7 +46,7 @@ class DenseTask(Task):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | str,
         head: DetectionHead | SegmentationHead,
         num_classes: int,
         optimizer: OptimizerConfig,
@@ -53,7 +55,7 @@ class DenseTask(Task):
         weights: str | None,
     ) -> None:
         super().__init__(optimizer, schedule)
-        self.model = DenseModel(backbone, head, num_classes, frozen_stages)
+        self.model = DenseModel(as_backbone(backbone), head, num_classes, frozen_stages)
         if weights is not None:
             load_official(self.model, weights)
 

@@ -51,7 +51,8 @@ class DetectionTask(DenseTask):
     no object of that size. In training, `train/loss` and each of its parts.
 
     Args:
-        backbone: The network, built; its classifier is given up.
+        backbone: The network, built; its classifier is given up. In Python, timm's name of a model
+            does as well.
         head: Which detector, with its settings.
         num_classes: Classes of the data, without background.
         optimizer: Which optimizer updates the weights, and how.
@@ -70,7 +71,7 @@ class DetectionTask(DenseTask):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | str,
         head: DetectionHead,
         num_classes: int,
         optimizer: OptimizerConfig = _ADAMW,
@@ -80,7 +81,7 @@ class DetectionTask(DenseTask):
         weights: str | None = None,
     ) -> None:
         super().__init__(backbone, head, num_classes, optimizer, schedule, frozen_stages, weights)
-        self._remember_arguments()
+        self._remember_arguments(backbone)
         self.val_metric = CocoMetric(self.layers.has_masks, per_class)
         self.test_metric = CocoMetric(self.layers.has_masks, per_class)
 

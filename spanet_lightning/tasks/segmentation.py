@@ -48,7 +48,8 @@ class SegmentationTask(DenseTask):
     `train/loss` and each of its parts.
 
     Args:
-        backbone: The network, built; its classifier is given up.
+        backbone: The network, built; its classifier is given up. In Python, timm's name of a model
+            does as well.
         head: Which head, with its settings.
         num_classes: Classes of the data.
         optimizer: Which optimizer updates the weights, and how.
@@ -74,7 +75,7 @@ class SegmentationTask(DenseTask):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | str,
         head: SegmentationHead,
         num_classes: int,
         optimizer: OptimizerConfig = _ADAMW,
@@ -98,7 +99,7 @@ class SegmentationTask(DenseTask):
         if not scales or not all(0 < scale < float("inf") for scale in scales):
             raise invalid("scales", list(scales), "one or more numbers above 0")
         super().__init__(backbone, head, num_classes, optimizer, schedule, frozen_stages, weights)
-        self._remember_arguments()
+        self._remember_arguments(backbone)
         self.inference = inference
         self.window, self.window_stride = window, window_stride
         self.scales, self.flip = tuple(scales), flip
