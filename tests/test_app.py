@@ -71,7 +71,7 @@ def test_convert_writes_what_loads(capsys):
     torch.save({"state_dict": state}, "official.pth")
     app.main(["convert", "official.pth", "ours.safetensors"])
     out = capsys.readouterr().out
-    assert "tensors used" in out
+    assert "tensors loaded" in out
     assert "wrote ours.safetensors" in out
     assert files() == {"official.pth", "ours.safetensors"}
 

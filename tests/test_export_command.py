@@ -142,7 +142,7 @@ def test_checkpoint_that_could_run_code_is_refused(capsys):
         pickle.dump({"state_dict": Planted()}, file)
     assert "refused" in error(capsys, "best.ckpt", *SAFE)
     torch.save({"state_dict": Planted()}, "zip.ckpt")
-    assert "loading it could run code" in error(capsys, "zip.ckpt", *SAFE)
+    assert "could run code" in error(capsys, "zip.ckpt", *SAFE)
     torch.save({"state_dict": {"x": torch.ones(1)}}, "official.pth")
     assert "give a model's name and --weights official.pth" in error(capsys, "official.pth", *SAFE)
     assert not Path("ran").exists()
@@ -195,7 +195,7 @@ def test_weights_fill_a_named_model_or_are_refused(capsys):
         assert file.metadata()["weights"] == "model.safetensors"
     # A classifier of other classes would stay random, unseen.
     text = error(capsys, *named, "--format", "safetensors", "--output", "c.safetensors")
-    assert "which would stay random" in text
+    assert "add --num-classes 4" in text
 
 
 def test_package_that_is_missing_is_named_before_anything_is_built(monkeypatch, capsys):

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
-import pickle
 import sys
-import threading
-import urllib.error
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import timm
 import torch
 from PIL import Image
 
-import spanet_lightning
-from spanet_lightning import ClassificationTask, app, cli, remote
+from spanet_lightning import ClassificationTask, app
 from spanet_lightning.cache import CACHE_VARIABLE
 from spanet_lightning.cli.check import TRUSTED_VARIABLE
 from spanet_lightning.data import (
@@ -32,7 +23,7 @@ from spanet_lightning.data import (
     SegmentationFoldersDataModule,
 )
 from spanet_lightning.data.listing import LINKS_VARIABLE, name_fault
-from spanet_lightning.errors import CheckpointError, ConfigError, DataError
+from spanet_lightning.errors import ConfigError, DataError
 from spanet_lightning.sweep.parse import read_study
 from spanet_lightning.trust import is_trusted
 from tests import dense_sets
@@ -62,76 +53,7 @@ class Code:
 # -- checkpoints
 
 
-def zipped(value: Any, path: str) -> None:
-    torch.save(value, path)
-
-
-def plain(value: Any, path: str) -> None:
-    Path(path).write_bytes(pickle.dumps(value))
-
-
-def legacy(value: Any, path: str) -> None:
-    torch.save(value, path, _use_new_zipfile_serialization=False)
-
-
-CHECKPOINT = {
-    "state_dict": {"head.weight": torch.zeros(2, 2)},
-    "pytorch-lightning_version": "2.6.6",
-    "hyper_parameters": {"x": Code()},
-}
-READERS: dict[str, Callable[[str], tuple[list[str], Any]]] = {
-    "fit --ckpt_path": lambda f: (["fit", *UNTRACKED, f"--ckpt_path={f}"], cli.main),
-    "test": lambda f: (["test", *UNTRACKED, f"--ckpt_path={f}"], cli.main),
-    "predict": lambda f: (["predict", *UNTRACKED, f"--ckpt_path={f}"], cli.main),
-    "model.weights": lambda f: (["fit", *UNTRACKED, f"--model.weights={f}"], cli.main),
-    "convert": lambda f: (["convert", f, "out.safetensors"], app.main),
-    "export": lambda f: (
-        ["export", f, "--output=out.safetensors", "--format=safetensors"],
-        app.main,
-    ),
-    "export --weights": lambda f: (
-        [
-            "export",
-            "test_spanet",
-            "--output=out.safetensors",
-            "--format=safetensors",
-            f"--weights={f}",
-        ],
-        app.main,
-    ),
-    "analyze": lambda f: (["analyze", "spectrum", "--model", f, "--images=sample"], app.main),
-    "analyze NAME@": lambda f: (
-        ["analyze", "spectrum", "--model", f"test_spanet@{f}", "--images=sample"],
-        app.main,
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("reader", "write"),
-    [
-        *((reader, zipped) for reader in READERS),
-        *((reader, write) for reader in list(READERS)[::4] for write in (plain, legacy)),
-    ],
-)
-def test_no_reader_of_checkpoints_runs_their_code(
-    reader: str, write: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(CHECKPOINT, "evil.ckpt")
-    args, main = READERS[reader](str(Path("evil.ckpt")))
-    error = refused(args, capsys, main)
-    assert "evil.ckpt" in error
-    assert "could run code" in error
-    assert "weights_only" not in error  # no advice to load it all the same
-
-
-@pytest.mark.parametrize("write", [zipped, plain, legacy])
-def test_a_task_is_not_rebuilt_from_code(write: Any) -> None:
-    write(CHECKPOINT, "evil.ckpt")
-    with pytest.raises(CheckpointError, match=r"evil\.ckpt: refused"):
-        ClassificationTask.load_from_checkpoint("evil.ckpt")
-    with pytest.raises(ConfigError, match="weights_only: got False"):
-        ClassificationTask.load_from_checkpoint("evil.ckpt", weights_only=False)
+CHECKPOINT = {"state_dict": {"x": torch.zeros(2)}, "pytorch-lightning_version": "2.6.6"}
 
 
 @pytest.mark.parametrize(
@@ -150,166 +72,12 @@ def test_a_task_is_not_rebuilt_by_what_the_checkpoint_names(
     names: dict[str, Any], hostile: None
 ) -> None:
     named = {"_class_path": "hostile.Thing", **names}
-    torch.save({**CHECKPOINT, "hyper_parameters": named}, "named.ckpt")
+    torch.save(
+        {"state_dict": {}, "pytorch-lightning_version": "2.6.6", "hyper_parameters": named},
+        "named.ckpt",
+    )
     with pytest.raises(Exception, match="hostile"):
         ClassificationTask.load_from_checkpoint("named.ckpt")
-
-
-# -- addresses
-
-
-class Bad(BaseHTTPRequestHandler):
-    """Sends a pickle, whatever is asked for, and remembers that it was."""
-
-    asked: list[str] = []  # noqa: RUF012 - cleared by the fixture
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(pickle.dumps(Code()))
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    Bad.asked.clear()
-    found = HTTPServer(("127.0.0.1", 0), Bad)
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{found.server_port}/evil.pth"
-    found.shutdown()
-    thread.join()
-    found.server_close()
-    assert Bad.asked == []
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_nothing_is_fetched_over_http(
-    reader: str, server: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args, main = READERS[reader](server + "#sha256=" + "0" * 64)
-    error = refused(args, capsys, main)
-    assert "expected" in error
-
-
-def test_a_task_is_not_rebuilt_from_an_address(server: str) -> None:
-    with pytest.raises(CheckpointError, match="expected a local file"):
-        ClassificationTask.load_from_checkpoint(server)
-
-
-@pytest.fixture
-def weights() -> bytes:
-    model = timm.create_model("test_spanet", num_classes=10, img_size=32)
-    return safetensors.torch.save(dict(model.state_dict()))
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch, weights: bytes) -> list[str]:
-    """Serve the weights at every address of https; list what is asked for."""
-    asked: list[str] = []
-
-    def answer(address: str) -> io.BytesIO:
-        asked.append(address)
-        return io.BytesIO(weights)
-
-    monkeypatch.setattr(remote, "_open", answer)
-    return asked
-
-
-V1 = ["--model.backbone=SPANet", "--model.backbone.variant=test"]
-ADDRESS = "https://example.org/w.safetensors"
-
-
-def test_weights_come_over_https_with_their_hash_once(served: list[str], weights: bytes) -> None:
-    address = f"{ADDRESS}#sha256={hashlib.sha256(weights).hexdigest()}"
-    model = timm.create_model("test_spanet", num_classes=10, img_size=32)
-    spanet_lightning.load_official(model, address)
-    assert served == [ADDRESS]
-    assert torch.equal(
-        model.state_dict()["head.weight"], safetensors.torch.load(weights)["head.weight"]
-    )
-    (file,) = (Path(os.environ[CACHE_VARIABLE]) / "weights").iterdir()
-    spanet_lightning.load_official(model, address)
-    assert served == [ADDRESS]
-    file.write_bytes(b"another")  # what lies there has to have the hash as well
-    spanet_lightning.load_official(model, address)
-    assert served == [ADDRESS, ADDRESS]
-
-
-@pytest.mark.parametrize(
-    ("address", "says"),
-    [
-        (ADDRESS, "which states no hash"),
-        (f"{ADDRESS}#sha256=12", "which states no hash"),
-        (f"{ADDRESS}#md5={'0' * 32}", "which states no hash"),
-        (f"http://example.org/w.pth#sha256={'0' * 64}", "expected a local file, or https://"),
-        (f"ftp://example.org/w.pth#sha256={'0' * 64}", "expected a local file, or https://"),
-        (f"file:///etc/passwd#sha256={'0' * 64}", "expected a local file, or https://"),
-        (f"s3://bucket/w.pth#sha256={'0' * 64}", "expected a local file, or https://"),
-        (f"{ADDRESS}#sha256={'0' * 64}", "is another file: its sha256 is"),
-    ],
-)
-def test_an_address_that_is_refused(
-    address: str, says: str, served: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    error = refused(["fit", *UNTRACKED, *V1, f"--model.weights={address}"], capsys)
-    assert says in error
-    assert address.partition("#")[0] in error
-    assert not list(Path(os.environ[CACHE_VARIABLE]).rglob("*.*"))
-    assert len(served) == ("another file" in says)
-
-
-def test_a_redirection_must_not_leave_https() -> None:
-    follow = remote._OnlyHttps()
-    request = urllib.request.Request(ADDRESS)
-    onward = follow.redirect_request(request, None, 302, "", {}, "https://example.org/other")
-    assert onward is not None
-    with pytest.raises(urllib.error.URLError, match="not https"):
-        follow.redirect_request(request, None, 302, "", {}, "http://example.org/other")
-
-
-def test_a_download_that_breaks_off_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Broken(io.BytesIO):
-        def read(self, *_: Any) -> bytes:
-            if self.tell():
-                raise ConnectionResetError("connection reset")
-            return super().read(2)
-
-    monkeypatch.setattr(remote, "_open", lambda _: Broken(b"abcdef"))
-    address = f"{ADDRESS}#sha256={'0' * 64}"
-    error = refused(["fit", *UNTRACKED, f"--model.weights={address}"], capsys)
-    assert "can't be downloaded: connection reset" in error
-    assert not list(Path(os.environ[CACHE_VARIABLE]).rglob("*.*"))
-    monkeypatch.setattr(remote, "_open", lambda _: io.BytesIO(b"abcdef"))
-    monkeypatch.setattr(remote, "MOST_BYTES", 5)
-    assert "larger than 5 bytes" in refused(
-        ["fit", *UNTRACKED, f"--model.weights={address}"], capsys
-    )
-
-
-def test_published_weights_need_their_hash(served: list[str]) -> None:
-    with pytest.raises(CheckpointError, match=r"weights of spanet_s: got https://.* no hash"):
-        timm.create_model("spanet_s", pretrained=True)
-    assert served == []
-
-
-def test_published_weights_with_their_hash(served: list[str], weights: bytes) -> None:
-    url = f"{ADDRESS}#sha256={hashlib.sha256(weights).hexdigest()}"
-    model = timm.create_model(
-        "test_spanet",
-        pretrained=True,
-        num_classes=10,
-        img_size=32,
-        pretrained_cfg_overlay={"url": url, "num_classes": 10},
-    )
-    assert served == [ADDRESS]
-    expected = safetensors.torch.load(weights)["head.weight"]
-    assert torch.equal(model.state_dict()["head.weight"], expected)
 
 
 # -- configurations

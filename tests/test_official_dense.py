@@ -209,7 +209,7 @@ def test_other_classes_leave_the_last_layers_out() -> None:
         SPANetV2(depths=DEPTHS, dims=V2_DIMS, num_classes=0, img_size=64), MaskRCNN(**TWO), 7
     )
     report = load_official(dense, state)
-    other = {k for k, why in report.ignored.items() if why == "for another number of classes"}
+    other = {k for k, why in report.ignored.items() if "another number of classes" in why}
     assert {k.rsplit(".", 2)[1] for k in other} == {"fc_cls", "fc_reg", "conv_logits"}
 
 

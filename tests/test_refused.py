@@ -136,10 +136,12 @@ REFUSALS: dict[str, Refusal] = {
     ),
     # checkpoints and addresses
     "code to resume from": Refusal(
-        run("--ckpt_path=a.ckpt"), ("ckpt_path: a.ckpt is refused",), file("a.ckpt", EVIL)
+        run("--ckpt_path=a.ckpt"), ("ckpt_path: a.ckpt: refused",), file("a.ckpt", EVIL)
     ),
     "code as weights": Refusal(
-        run("--model.weights=a.pth"), ("a.pth: refused, it holds more",), file("a.pth", EVIL)
+        run("--model.weights=a.pth"),
+        ("a.pth: refused, reading it would call",),
+        file("a.pth", EVIL),
     ),
     "weights that are not what was written": Refusal(
         run("--model.weights=a.pth"), ("a.pth: is damaged: its part",), flipped

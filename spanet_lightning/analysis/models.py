@@ -21,8 +21,15 @@ import yaml
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, TimmBackbone, load_official
-from spanet_lightning.backbones.official_files import read
+from spanet_lightning.backbones import (
+    Backbone,
+    SPANet,
+    SPANetV2,
+    TimmBackbone,
+    checkpoint_file,
+    load_official,
+)
+from spanet_lightning.backbones.official import WeightsSet, read_weights
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
 
 SHORT = {
@@ -95,6 +102,7 @@ def subject(
     seed: int = 0,
     pretrained: bool = False,
     num_classes: int | None = None,
+    weights_set: WeightsSet | None = None,
 ) -> Subject:
     """Build a model from its name on the command line.
 
@@ -104,6 +112,7 @@ def subject(
         seed: Of random weights.
         pretrained: Download timm's weights.
         num_classes: Of a model whose weights are random; default: ImageNet's 1,000.
+        weights_set: Which weights of a file that holds their moving average as well.
 
     Raises:
         ConfigError: If there is no such model.
@@ -111,7 +120,7 @@ def subject(
     """
     name, _, file = text.partition("@")
     if not file and name.endswith(_SUFFIXES):
-        return _of_run(Path(name), seed)
+        return _of_run(Path(name), seed, weights_set)
     if "@" in text and not file:
         raise invalid("MODEL", text, "NAME@FILE")
     known = SHORT.get(name, name).removeprefix("timm:")
@@ -135,7 +144,7 @@ def subject(
         reason = " ".join(str(error).split())
         raise ConfigError(f"MODEL {text}: {reason}") from error
     if file:
-        _load(model, Path(file), text)
+        _load(model, Path(file), text, weights_set)
     return _subject(text, model, bool(file) or pretrained, options.get("img_size"))
 
 
@@ -154,12 +163,12 @@ def _subject(label: str, model: nn.Module, trained: bool, built_for: int | None 
     )
 
 
-def _load(model: nn.Module, file: Path, text: str) -> None:
+def _load(model: nn.Module, file: Path, text: str, weights_set: WeightsSet | None) -> None:
     """Fill a model with the weights of a file, all of them."""
-    _, tensors, _ = read(file)
+    tensors = read_weights(file, weights_set).tensors
     own = _of_backbone(tensors)
     if isinstance(model, Backbone) and own is None:
-        load_official(model, file)
+        load_official(model, file, weights_set)
         return
     hint = "" if own is None else f"; {file} alone, without a name, brings its own model"
     _strict(model, own if own is not None else tensors, f"MODEL {text}:", hint)
@@ -184,9 +193,9 @@ def _strict(model: nn.Module, tensors: Mapping[str, Tensor], where: str, hint: s
     model.load_state_dict(dict(tensors))
 
 
-def _of_run(file: Path, seed: int) -> Subject:
+def _of_run(file: Path, seed: int, weights_set: WeightsSet | None) -> Subject:
     """Build the backbone that a checkpoint of a run describes."""
-    _, tensors, _ = read(file)
+    tensors = read_weights(file, weights_set).tensors
     described = _described(file)
     kind = str(described.get("class_path", "")).rpartition(".")[2]
     own = _of_backbone(tensors)
@@ -231,11 +240,7 @@ def _statistics(run: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None
 
 def _described(file: Path) -> dict[str, Any]:
     """Return what a checkpoint says of its backbone: class path and arguments."""
-    if file.suffix == ".safetensors":
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        content = torch.load(file, map_location="cpu", weights_only=True)  # `read` has read it
+    content, _ = checkpoint_file.read(file)
     if not isinstance(content, Mapping):
         return {}
     parameters = content.get("hyper_parameters")

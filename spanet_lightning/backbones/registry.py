@@ -21,8 +21,9 @@ from timm.models import (
 from torch import Tensor
 
 from spanet_lightning.backbones.metaformer import Backbone
+from spanet_lightning.backbones.official import accept_checkpoints
 from spanet_lightning.errors import CheckpointError
-from spanet_lightning.remote import fetched
+from spanet_lightning.remote import download
 
 StateFilter = Callable[[Mapping[str, Tensor], Backbone], dict[str, Tensor]]
 
@@ -84,7 +85,7 @@ def _with_hash(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
                 f"pretrained weights of {name}: got {url}, which states no hash; download it and "
                 f"give the file, as model.weights=FILE or MODEL@FILE, or add #sha256=HASH to it"
             )
-        overlay["file"] = str(fetched(url, f"pretrained weights of {name}"))
+        overlay["file"] = str(download(url, f"pretrained weights of {name}"))
     return overlay
 
 
@@ -94,7 +95,7 @@ def _entrypoint(
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
         if pretrained:
             kwargs["pretrained_cfg_overlay"] = _with_hash(name, kwargs)
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             partial(cls, variant),  # type: ignore[arg-type,call-arg]
             name,
             pretrained,
@@ -103,6 +104,8 @@ def _entrypoint(
             feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
             **kwargs,
         )
+        accept_checkpoints(model)
+        return model
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = cls.__module__

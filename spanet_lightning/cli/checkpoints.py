@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from spanet_lightning import checkpoints
+from spanet_lightning.backbones import checkpoint_file
 from spanet_lightning.cli import resume
 from spanet_lightning.errors import CheckpointError, did_you_mean
 
@@ -43,18 +40,17 @@ def check(path: str | Path, model: nn.Module, root: str | Path = "runs") -> None
             f"ckpt_path: got {str(path)!r}, which {problem}; expected a checkpoint file{hint}"
         )
     try:
-        state = _read(file)
+        state, _ = checkpoint_file.read(file)
+        checkpoint_file.verify(file)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{_instead(file)}") from None
-    saved = state.get("state_dict") if isinstance(state, dict) else None
-    if not isinstance(saved, dict) or "pytorch-lightning_version" not in state:
+        raise CheckpointError(f"ckpt_path: {error}{_instead(file)}") from None
+    saved = state.get("state_dict") if isinstance(state, Mapping) else None
+    if not isinstance(saved, Mapping) or "pytorch-lightning_version" not in state:
         raise CheckpointError(
             f"ckpt_path: {path} is not a checkpoint of a run; to start from official weights "
             f"set model.weights{_instead(file)}"
         )
-    made_by = (state.get("hyper_parameters") or {}).get("backbone")
-    name = made_by.get("class_path") if isinstance(made_by, dict) else None
-    _compare(str(path), saved, model, f" ({name.rpartition('.')[2]})" if name else "")
+    _compare(str(path), state, model)
 
 
 def _instead(file: Path) -> str:
@@ -66,56 +62,62 @@ def _instead(file: Path) -> str:
     return f"; {resume.offer(found)}"
 
 
-def _read(file: Path) -> Any:
-    try:
-        checkpoints.verify(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on how the file was pickled
-            # Mapped where the format allows it: only names and shapes are looked at.
-            mapped = zipfile.is_zipfile(file)
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except checkpoints.DamagedError as error:
-        raise CheckpointError(
-            f"ckpt_path: {file} ({file.stat().st_size:,} bytes) can't be read: {error}"
-        ) from None
-    except pickle.UnpicklingError as error:
-        found = re.search(
-            r"(?:GLOBAL|global) (\S+)|WeightsUnpickler error: (.*?) Check", str(error)
-        )
-        what = f" ({(found[1] or found[2]).rstrip('.,')})" if found else ""
-        raise CheckpointError(
-            f"ckpt_path: {file} is refused: it holds more than tensors and plain values{what}, "
-            "and reading it could run code"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
-        raise CheckpointError(
-            f"ckpt_path: {file} ({file.stat().st_size:,} bytes) can't be read: it is cut off, or "
-            f"no checkpoint ({reason})"
-        ) from None
-
-
-def _compare(path: str, saved: dict[str, Any], model: nn.Module, made_by: str) -> None:
-    wanted = model.state_dict()
+def _compare(path: str, state: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse a checkpoint whose tensors are not the model's, naming what made them differ."""
+    saved, wanted = state["state_dict"], model.state_dict()
+    made_by = (state.get("hyper_parameters") or {}).get("backbone")
+    made_by = made_by if isinstance(made_by, Mapping) else {}
     missing = [name for name in wanted if name not in saved]
     extra = [name for name in saved if name not in wanted]
-    other = [
-        f"{name}, {tuple(saved[name].shape)} for {tuple(tensor.shape)}"
+    other = {
+        name: (tuple(saved[name].shape), tuple(tensor.shape))
         for name, tensor in wanted.items()
         if name in saved and saved[name].shape != tensor.shape
-    ]
+    }
+    if not (missing or extra or other):
+        return
+    way_out = f"; to start a new run from its weights: --model.weights={path} without --ckpt_path"
+    if not (missing or extra) and all(".srf.logits." in name for name in other):
+        sizes = [_image_side(name, shape) for name, shapes in other.items() for shape in shapes][:2]
+        arguments = made_by.get("init_args") or {}
+        sizes[0] = arguments.get("img_size", sizes[0])
+        raise CheckpointError(
+            f"ckpt_path: {path} stores its spectral filters for images of {sizes[0]} px, the "
+            f"configured model for {sizes[1]} px: set model.backbone.img_size={sizes[0]}{way_out}"
+        )
+    heads = {name: shapes for name, shapes in other.items() if name.endswith(_LAST_LAYERS)}
+    if heads and not (missing or extra) and heads == other:
+        theirs, ours = next(iter(heads.values()))
+        raise CheckpointError(
+            f"ckpt_path: {path} has {theirs[0]} classes, the configured model {ours[0]}{way_out}"
+        )
     differences = [
         f"{what} {len(names)} ({names[0]}{', …' if len(names) > 1 else ''})"
         for what, names in (
             ("lacks", missing),
             ("has extra", extra),
-            ("has another shape of", other),
+            (
+                "has another shape of",
+                [f"{name}, {theirs} for {ours}" for name, (theirs, ours) in other.items()],
+            ),
         )
         if names
     ]
-    if differences:
-        backbone = getattr(model, "backbone", model)
-        raise CheckpointError(
-            f"ckpt_path: {path}{made_by} is of another architecture than the configured "
-            f"{type(backbone).__name__}: of {len(wanted)} tensors it {', '.join(differences)}"
-        )
+    backbone = getattr(model, "backbone", model)
+    name = str(made_by.get("class_path", "")).rpartition(".")[2]
+    variant = (made_by.get("init_args") or {}).get("variant")
+    described = f" ({name}{f' {variant}' if variant else ''})" if name else ""
+    raise CheckpointError(
+        f"ckpt_path: {path}{described} is of another architecture than the configured "
+        f"{type(backbone).__name__}: of {len(wanted)} tensors it {', '.join(differences)}; its own "
+        "run's config.yaml beside it configures it"
+    )
+
+
+_LAST_LAYERS = ("head.weight", "head.bias", "head.fc2.weight", "head.fc2.bias")
+
+
+def _image_side(name: str, shape: tuple[int, ...]) -> int:
+    """Return the side of the images, in pixels, for which a stage's logits are stored."""
+    stage = int(name.partition("stages.")[2].partition(".")[0])
+    return shape[1] * 4 << stage

@@ -22,6 +22,7 @@ from typing import Any
 
 from spanet_lightning.commands import analyses
 from spanet_lightning.commands.analyses import DEFAULT_MODEL, recorded
+from spanet_lightning.commands.convert import WEIGHTS_SET
 from spanet_lightning.errors import invalid
 
 
@@ -110,6 +111,7 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
 def _add_models(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--model", action="append", metavar="MODEL", help=f"any number {text}")
     parser.add_argument("--pretrained", action="store_true", help="download timm's weights")
+    parser.add_argument("--weights-set", choices=("model", "ema"), help=WEIGHTS_SET)
     parser.add_argument("--seed", type=int, default=0, help="of random numbers (default: 0)")
 
 

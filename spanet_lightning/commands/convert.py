@@ -1,7 +1,7 @@
-"""Turn an official checkpoint of either generation into safetensors in this project's names.
+"""Convert an official checkpoint of either generation to safetensors in this project's names.
 
 Classification, detection (mmdet) and segmentation (mmseg) checkpoints are read, without running any
-code that they may hold. Every tensor is used, or named below with the reason why it is not.
+code that they may hold. Every tensor is used, or named with the reason why it is not.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spanet_lightning.backbones.official import convert
 from spanet_lightning.errors import ConfigError
+
+WEIGHTS_SET = "of a file with two sets: the trained weights, or their moving average"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `spanet convert`."""
-    parser.add_argument("source", metavar="OFFICIAL", help="checkpoint: .pth, .pt, .ckpt, .tar")
+    parser.add_argument("source", metavar="OFFICIAL", help="checkpoint, of any format")
     parser.add_argument("target", metavar="OUT", help="file to write: .safetensors")
+    parser.add_argument("--weights-set", choices=("model", "ema"), help=WEIGHTS_SET)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert, and print what became of every tensor.
+    """Convert, and print how every tensor was handled.
 
     Raises:
         ConfigError: If the target can't be written there.
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"OUT: got {args.target!r}, but there is no folder {target.parent}")
     if target.exists() and not args.overwrite:
         raise ConfigError(f"OUT: {args.target} exists; --overwrite replaces it")
-    report = convert(args.source, target)
+    from spanet_lightning.backbones.official import convert
+
+    report = convert(args.source, target, args.weights_set)
     print(report)
     print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")

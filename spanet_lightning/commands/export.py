@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 from spanet_lightning import summary
+from spanet_lightning.commands.convert import WEIGHTS_SET
 from spanet_lightning.errors import ConfigError, invalid
 
 FORMATS = ("onnx", "safetensors", "pyfunc")
@@ -38,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="D", help=text)
     text = "with a name: checkpoint, official or ours (default: random weights)"
     parser.add_argument("--weights", metavar="FILE", help=text)
-    text = "with a name: classes of random weights (default: 1000)"
+    parser.add_argument("--weights-set", choices=("model", "ema"), help=WEIGHTS_SET)
+    text = "with a name: classes of its head (default: 1000)"
     parser.add_argument("--num-classes", type=int, metavar="K", help=text)
     text = "pyfunc: also store the folder among the artifacts of this run"
     parser.add_argument("--run", metavar="RUN_ID", help=text)
@@ -71,7 +73,12 @@ def run(args: argparse.Namespace) -> None:
         raise invalid("--tolerance", args.tolerance, "a number above 0")
     if args.format != "safetensors":
         onnx_file.require_packages()
-    source = export.read(args.source, weights=args.weights, num_classes=args.num_classes)
+    source = export.read(
+        args.source,
+        weights=args.weights,
+        weights_set=args.weights_set,
+        num_classes=args.num_classes,
+    )
     if source.model.num_classes == 0:
         raise invalid("--num-classes", 0, "at least 1: a classifier is exported")
     parameters = sum(p.numel() for p in source.model.parameters())

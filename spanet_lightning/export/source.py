@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,16 @@ import yaml
 from torch import Tensor
 
 from spanet_lightning._version import __version__
-from spanet_lightning.backbones import Backbone, SPANet, SPANetV2, load_official, spanet, spanetv2
-from spanet_lightning.backbones import official_files as files
-from spanet_lightning.backbones.official import FORMAT
+from spanet_lightning.backbones import (
+    Backbone,
+    SPANet,
+    SPANetV2,
+    checkpoint_file,
+    load_official,
+    spanet,
+    spanetv2,
+)
+from spanet_lightning.backbones.official import FORMAT, WeightsSet, read_weights
 from spanet_lightning.backbones.validate import image_size
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
 
@@ -85,6 +93,7 @@ def read(
     text: str,
     *,
     weights: str | None = None,
+    weights_set: WeightsSet | None = None,
     num_classes: int | None = None,
     seed: int = 0,
 ) -> Source:
@@ -94,6 +103,7 @@ def read(
         text: A checkpoint of a run (`.ckpt`), a file that was exported (`.safetensors`), or the
             name of a variant, such as "spanetv2_s18_pure".
         weights: With a name: a checkpoint for it, official or ours. Without, weights are random.
+        weights_set: Which weights of a file that holds their moving average as well.
         num_classes: With a name: classes of the head; default: 1000.
         seed: Of random weights.
 
@@ -106,7 +116,9 @@ def read(
         for key, value in (("--weights", weights), ("--num-classes", num_classes)):
             if value is not None:
                 raise invalid(key, value, "a model's name before it: a file says this itself")
-        return from_safetensors(path) if path.suffix == ".safetensors" else from_checkpoint(path)
+        if path.suffix == ".safetensors":
+            return from_safetensors(path)
+        return from_checkpoint(path, weights_set)
     if text not in MODELS:
         if path.is_dir() or path.suffix or len(path.parts) > 1:
             problem = "is a folder" if path.is_dir() else "does not exist"
@@ -125,7 +137,13 @@ def read(
         words = f"random, seed {seed}" if weights is None else Path(weights).name
         source = _build(family, given, words, _published(text))
     if weights is not None:
-        report = load_official(source.model, weights)
+        report = load_official(source.model, weights, weights_set)
+        if heads := [why for why in report.missing.values() if "classes" in why]:
+            classes = re.search(r"\d+", heads[0])
+            raise CheckpointError(
+                f"--weights: {weights} is of another number of classes ({heads[0]}); add "
+                f"--num-classes {classes[0] if classes else 'K'}"
+            )
         if report.missing:
             raise CheckpointError(
                 f"--weights: {weights} lacks {next(iter(report.missing))}, which would stay random"
@@ -133,7 +151,7 @@ def read(
     return source
 
 
-def from_checkpoint(path: Path) -> Source:
+def from_checkpoint(path: Path, weights_set: WeightsSet | None = None) -> Source:
     """Build the classifier of a run's checkpoint, which holds its constructor arguments.
 
     Where it does not, because the task was built by hand, the `config.yaml` beside it is read.
@@ -141,7 +159,7 @@ def from_checkpoint(path: Path) -> Source:
     Raises:
         CheckpointError: If the file can't be read without running code, or is of another kind.
     """
-    content = files.load(path)
+    content, _ = checkpoint_file.read(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "pytorch-lightning_version" not in content:
         raise CheckpointError(
@@ -172,8 +190,8 @@ def from_checkpoint(path: Path) -> Source:
         )
     tensors = {
         key.removeprefix("backbone."): value
-        for key, value in state.items()
-        if key.startswith("backbone.") and isinstance(value, Tensor)
+        for key, value in read_weights(path, weights_set).tensors.items()
+        if key.startswith("backbone.")
     }
     arguments = dict(backbone.get("init_args") or {})
     # In a configuration it comes from the data, and so is not among the arguments.
@@ -187,7 +205,8 @@ def from_safetensors(path: Path) -> Source:
     Raises:
         CheckpointError: If it can't be read, or does not say how its model is built.
     """
-    name, tensors, metadata = files.read(path)
+    weights = read_weights(path)
+    name, tensors, metadata = weights.name, weights.tensors, weights.metadata
     family = metadata.get("family", "")
     try:
         arguments = json.loads(metadata.get("arguments", ""))

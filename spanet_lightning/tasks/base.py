@@ -62,7 +62,7 @@ class Task(LightningModule):
         if isinstance(backbone, str):
             self.hparams["backbone"] = backbone
         # The checkpoint holds the weights: reloading it must not need the file they began from.
-        self.hparams["weights"] = None
+        self.hparams["weights"] = self.hparams["weights_set"] = None
         described = self.hparams.get("backbone")
         if isinstance(described, Mapping) and "pretrained" in described.get("init_args", {}):
             described["init_args"]["pretrained"] = False

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from spanet_lightning.backbones import Backbone, load_official
+from spanet_lightning.backbones import Backbone
+from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.backbones.timm_backbone import as_backbone
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks.base import Task
+from spanet_lightning.tasks.loading import load_weights
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and class indices (B,)
 
@@ -72,9 +74,11 @@ class ClassificationTask(Task):
         mixup_prob: Probability that a batch is mixed at all.
         mixup_switch_prob: Probability of CutMix rather than Mixup for a batch where both are on.
         label_smoothing: Share of each target spread evenly over all classes, mixed or not.
-        weights: Checkpoint to start from: an official one or the project's own safetensors, read by
+        weights: Checkpoint to start from: official, of a run or exported, read by
             `spanet_lightning.load_official`. Null starts from random weights.
         num_classes: Classes of a backbone that is given by name.
+        weights_set: Which weights of a file that holds their moving average as well: "model" or
+            "ema". Null takes what the file calls its state dict.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -93,6 +97,7 @@ class ClassificationTask(Task):
         label_smoothing: float = 0.1,
         weights: str | None = None,
         num_classes: int | None = None,
+        weights_set: WeightsSet | None = None,
     ) -> None:
         super().__init__(optimizer, schedule)
         self.backbone = as_backbone(backbone, num_classes)
@@ -111,7 +116,7 @@ class ClassificationTask(Task):
         if classes < 2:
             raise invalid("backbone.num_classes", classes, "at least 2 classes")
         if weights is not None:
-            load_official(self.backbone, weights)
+            load_weights(self.backbone, weights, weights_set)
 
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from spanet_lightning.backbones import Backbone, load_official
+from spanet_lightning.backbones import Backbone
+from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.backbones.timm_backbone import as_backbone
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.heads import DenseModel, DetectionHead, SegmentationHead
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks.base import Task
+from spanet_lightning.tasks.loading import load_weights
 
 
 class DenseTask(Task):
@@ -29,6 +31,8 @@ class DenseTask(Task):
         frozen_stages: Stem and first stages that are not trained, 0 to 4.
         weights: Checkpoint to start from: of a whole dense model, or of ImageNet for the backbone
             alone. Null starts from random weights.
+        weights_set: Which weights of a file that holds their moving average as well: "model" or
+            "ema". Null takes what the file calls its state dict.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -53,11 +57,12 @@ class DenseTask(Task):
         schedule: ScheduleConfig,
         frozen_stages: int,
         weights: str | None,
+        weights_set: WeightsSet | None,
     ) -> None:
         super().__init__(optimizer, schedule)
         self.model = DenseModel(as_backbone(backbone), head, num_classes, frozen_stages)
         if weights is not None:
-            load_official(self.model, weights)
+            load_weights(self.model, weights, weights_set)
 
     @property
     def backbone(self) -> Backbone:

@@ -7,6 +7,7 @@ from typing import ClassVar, NotRequired, TypedDict
 from torch import Tensor
 
 from spanet_lightning.backbones import Backbone
+from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.data.batches import DetectionBatch
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.heads import DetectionHead, Detections
@@ -61,6 +62,8 @@ class DetectionTask(DenseTask):
         per_class: Whether to log the average precision of each class as well.
         weights: Checkpoint to start from: of a whole detector, or of ImageNet for the backbone
             alone. Null starts from random weights.
+        weights_set: Which weights of a file that holds their moving average as well: "model" or
+            "ema". Null takes what the file calls its state dict.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -79,8 +82,11 @@ class DetectionTask(DenseTask):
         frozen_stages: int = 0,
         per_class: bool = False,
         weights: str | None = None,
+        weights_set: WeightsSet | None = None,
     ) -> None:
-        super().__init__(backbone, head, num_classes, optimizer, schedule, frozen_stages, weights)
+        super().__init__(
+            backbone, head, num_classes, optimizer, schedule, frozen_stages, weights, weights_set
+        )
         self._remember_arguments(backbone)
         self.val_metric = CocoMetric(self.layers.has_masks, per_class)
         self.test_metric = CocoMetric(self.layers.has_masks, per_class)

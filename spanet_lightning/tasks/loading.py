@@ -1,4 +1,4 @@
-"""Rebuilding a task from its checkpoint without running code that the file brings or names."""
+"""Weights to start from, and rebuilding a task from its checkpoint; no file's code is run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spanet_lightning import seal
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from spanet_lightning.backbones import checkpoint_file, load_official
+from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.errors import CheckpointError, invalid
 from spanet_lightning.remote import is_address
 from spanet_lightning.trust import restrict_imports
+
+
+def load_weights(model: nn.Module, weights: str, weights_set: WeightsSet | None) -> None:
+    """Load the weights that a run starts from, and print how each tensor was handled.
+
+    Args:
+        model: A backbone or a dense model.
+        weights: As `load_official` takes it.
+        weights_set: Which set of the file.
+
+    Raises:
+        CheckpointError: If they can't be read, or don't fit.
+    """
+    report = load_official(model, weights, weights_set)
+    lines = str(report).replace("\n", "\n  ")
+    rank_zero_info(f"model.weights: {weights}\n  {lines}")
 
 
 @contextmanager
@@ -35,14 +55,13 @@ def safely(checkpoint: Any, weights_only: bool | None) -> Iterator[None]:
     if isinstance(checkpoint, str) and is_address(checkpoint):
         raise CheckpointError(f"checkpoint: got {checkpoint!r}, expected a local file")
     restrict_imports()
+    if isinstance(checkpoint, str | Path) and Path(checkpoint).is_file():
+        checkpoint_file.read(checkpoint)  # names what is wrong with it in one line
+        checkpoint_file.verify(checkpoint)
     try:
-        if isinstance(checkpoint, str | Path) and Path(checkpoint).is_file():
-            seal.verify(checkpoint)
         with warnings.catch_warnings():  # torch warns of a protocol just before it refuses the file
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             yield
-    except seal.DamagedError as error:
-        raise CheckpointError(f"{checkpoint}: is damaged: {error}") from None
     except pickle.UnpicklingError as error:
         first = str(error).partition("\n")[0]
         raise CheckpointError(

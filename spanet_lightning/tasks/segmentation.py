@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spanet_lightning.backbones import Backbone
+from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.data.batches import SegmentationBatch
 from spanet_lightning.errors import DataError, invalid, invalid_choice
 from spanet_lightning.heads import SegmentationHead
@@ -65,6 +66,8 @@ class SegmentationTask(DenseTask):
             those that have a class.
         weights: Checkpoint to start from: of a whole model, or of ImageNet for the backbone alone.
             Null starts from random weights.
+        weights_set: Which weights of a file that holds their moving average as well: "model" or
+            "ema". Null takes what the file calls its state dict.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -89,6 +92,7 @@ class SegmentationTask(DenseTask):
         per_class: bool = False,
         loss_over_all: bool = True,
         weights: str | None = None,
+        weights_set: WeightsSet | None = None,
     ) -> None:
         if inference not in get_args(Inference):
             raise invalid_choice("inference", inference, get_args(Inference))
@@ -98,7 +102,9 @@ class SegmentationTask(DenseTask):
             raise invalid("window_stride", window_stride, f"1 to {window}, the window's side")
         if not scales or not all(0 < scale < float("inf") for scale in scales):
             raise invalid("scales", list(scales), "one or more numbers above 0")
-        super().__init__(backbone, head, num_classes, optimizer, schedule, frozen_stages, weights)
+        super().__init__(
+            backbone, head, num_classes, optimizer, schedule, frozen_stages, weights, weights_set
+        )
         self._remember_arguments(backbone)
         self.inference = inference
         self.window, self.window_stride = window, window_stride

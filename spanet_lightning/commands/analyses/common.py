@@ -22,7 +22,12 @@ def subjects(args: argparse.Namespace, num_classes: int | None = None) -> list[A
 
     if args.size < 32:
         raise invalid("--size", args.size, "at least 32 pixels")
-    options = {"size": args.size, "seed": args.seed, "pretrained": args.pretrained}
+    options = {
+        "size": args.size,
+        "seed": args.seed,
+        "pretrained": args.pretrained,
+        "weights_set": args.weights_set,
+    }
     names = args.model or [DEFAULT_MODEL]
     found = [subject(name, num_classes=num_classes, **options) for name in names]
     random = [one.label for one in found if not one.trained]
