@@ -6,7 +6,6 @@ and nothing is written. If one of these fails, a user gets a trace, a riddle, or
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -100,7 +99,7 @@ COCO = [
     *(f"--data.{key}={value}" for key, value in dense_sets.COCO_FOLDERS.items()),
 ]
 ADD_EARLY_STOPPING = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
-EVIL = pickle.dumps({"state_dict": print})  # a global: more than tensors and plain values
+EVIL = b"cos\nsystem\n(S'touch pwned'\ntR."  # a pickle that runs a command
 
 REFUSALS: dict[str, Refusal] = {
     # images
