@@ -27,7 +27,7 @@ import safetensors.torch
 import timm
 import torch
 
-from spanet_lightning import ClassificationTask, SPANetV2, app, cli, load_official
+from spanet_lightning import ClassificationTask, SPANetV2, TimmBackbone, app, cli, load_official
 from spanet_lightning.backbones import checkpoint_file
 from spanet_lightning.backbones.official import read_weights
 from spanet_lightning.cache import CACHE_VARIABLE
@@ -488,6 +488,17 @@ def test_timm_loads_checkpoints(
     built.load_state_dict(other.state_dict())  # its own weights, as before
     with pytest.raises(CheckpointError, match="expected a SPANet"):
         built.load_state_dict({"conv1.weight": torch.zeros(1)})
+
+
+def test_another_model_of_timms_takes_its_own_names() -> None:
+    net, other = (TimmBackbone("resnet10t", num_classes=n) for n in (10, 3))
+    report = load_official(other, {f"module.{k}": v for k, v in net.model.state_dict().items()})
+    assert torch.equal(other.model.layer1[0].conv1.weight, net.model.layer1[0].conv1.weight)
+    assert set(report.missing.values()) == {"head re-initialised, 10 → 3 classes"}
+    run = {f"backbone.{key}": value for key, value in net.state_dict().items()}
+    assert len(load_official(net, {"state_dict": run}).used) == len(run)
+    with pytest.raises(CheckpointError, match="has no place in the resnet10t"):
+        load_official(net, official())
 
 
 # -- downloads

@@ -108,9 +108,9 @@ def load_official(
     weights = read_weights(checkpoint, weights_set)
     model = _unwrapped(model)
     if isinstance(model, Backbone):
-        tensors, report = _fit(model, translate(weights))
+        tensors, report = _fit(model, _translate_for(model, weights))
     else:
-        tensors, report = _fit_dense(model, translate(weights), weights)
+        tensors, report = _fit_dense(model, weights)
     model.load_state_dict(model.state_dict() | tensors)
     return replace(report, weights_set=weights.set_name)
 
@@ -442,6 +442,20 @@ def translate(weights: Weights) -> Translated:
     return out
 
 
+def _translate_for(model: nn.Module, weights: Weights) -> Translated:
+    """As `translate`; of a model of timm's, which has names of its own, they stay as they are."""
+    from spanet_lightning.backbones.timm_backbone import TimmBackbone
+
+    if not isinstance(model, TimmBackbone):
+        return translate(weights)
+    state, aside = _split_backbone(weights.tensors)
+    tensors = {f"model.{ours}": tensor for ours, (_, tensor) in state.items()}
+    sources = {f"model.{ours}": [weights.sources[clean]] for ours, (clean, _) in state.items()}
+    left_out = {weights.sources[k]: f"{k.split('.')[0]}: not part of the backbone" for k in aside}
+    name = f"{model.name} checkpoint"
+    return Translated(weights.name, 0, name, None, tensors, sources, {}, left_out)
+
+
 def _split_backbone(
     tensors: Mapping[str, Tensor],
 ) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
@@ -549,6 +563,8 @@ def _fit(model: Backbone, translated: Translated) -> tuple[dict[str, Tensor], Lo
     Raises:
         CheckpointError: If a tensor has no place in the model, or the model needs one more.
     """
+    if not translated.generation:
+        return _fit_timm(model, translated)
     _check_architecture(model, translated)
     state = model.state_dict()
     tensors, adapted = _resize(model, translated.tensors)
@@ -579,6 +595,33 @@ def _fit(model: Backbone, translated: Translated) -> tuple[dict[str, Tensor], Lo
     ignored |= _check_masks(model, translated)
     used = tuple(source for key in tensors for source in translated.sources[key])
     return tensors, LoadReport(translated.layout, used, ignored, missing, adapted)
+
+
+def _fit_timm(model: Backbone, translated: Translated) -> tuple[dict[str, Tensor], LoadReport]:
+    """As `_fit`, for a model of timm's, by its own names."""
+    state = model.state_dict()
+    used, ignored, missing = {}, dict(translated.ignored), {}
+    last = {f"model.{name}" for name, part in model.get_submodule("model").named_modules()
+            if part is model.get_classifier()}  # fmt: skip
+    for key, value in translated.tensors.items():
+        (source,) = translated.sources[key]
+        owner = key.rpartition(".")[0]
+        if key in state and state[key].shape == value.shape:
+            used[key] = value
+        elif owner in last and key in state and state[key].shape[1:] == value.shape[1:]:
+            ignored[source] = missing[key] = _other_classes(len(value), model.num_classes)
+        elif key not in state and model.num_classes == 0:
+            ignored[source] = "classifier; this model has none"
+        else:
+            shape = f", the model's is {tuple(state[key].shape)}" if key in state else ""
+            raise CheckpointError(
+                f"{translated.name}: tensor {source!r} of shape {tuple(value.shape)} has no place "
+                f"in the {translated.layout.removesuffix(' checkpoint')}{shape}"
+            )
+    for key in state.keys() - used.keys() - missing.keys():
+        raise CheckpointError(f"{translated.name}: lacks a tensor for the model's {key}")
+    sources = tuple(translated.sources[key][0] for key in used)
+    return used, LoadReport(translated.layout, sources, ignored, missing)
 
 
 _KNOBS = (
@@ -775,19 +818,18 @@ _DENSE = ("head.", "output_norms.")
 _PER_CLASS = re.compile(r".*\b(classes|deltas)\.(weight|bias)")
 
 
-def _fit_dense(
-    model: nn.Module, translated: Translated, weights: Weights
-) -> tuple[dict[str, Tensor], LoadReport]:
+def _fit_dense(model: nn.Module, weights: Weights) -> tuple[dict[str, Tensor], LoadReport]:
     """As `_fit`, for a model with `backbone`, `output_norms` and `head`.
 
     From a checkpoint of a classifier the backbone is taken; norms of the levels and head stay as
     they were. Layers of a head for another number of classes are left out.
     """
-    name = translated.name
     backbone, head = getattr(model, "backbone", None), getattr(model, "head", None)
     if not (isinstance(backbone, Backbone) and hasattr(head, "official_rules")):
         raise invalid("model", type(model).__name__, "a Backbone or a DenseModel")
     head = cast("_Head", head)
+    translated = _translate_for(backbone, weights)
+    name = translated.name
     norms = {k: v for k, v in translated.tensors.items() if k.startswith("output_norms.")}
     own = {k: v for k, v in translated.tensors.items() if k not in norms}
     tensors, report = _fit(backbone, replace(translated, tensors=own, ignored={}))
