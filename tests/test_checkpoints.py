@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 from spanet_lightning import checkpoints, cli
 from spanet_lightning.checkpoints import files
@@ -294,6 +295,46 @@ def test_keys_that_are_not_compared_exist():
     # A name that the trainer no longer has would be compared in vain, or never.
     own = {name for name in resume._ASIDE if not name.startswith("data.")}
     assert own <= prefixes
+
+
+# -- what is saved, and when
+
+PLATEAU = ("fit", *UNTRACKED, "--checkpoint.monitor=val/loss", "--checkpoint.mode=max")
+
+
+def _steps() -> dict[str, int]:
+    """Return the step of each checkpoint of the run."""
+    return {
+        path.stem: torch.load(path, weights_only=True)["global_step"] for path in RUN.glob("*.ckpt")
+    }
+
+
+@pytest.mark.parametrize("more", [(), ("--trainer.check_val_every_n_epoch=2",)])
+def test_last_checkpoint_is_of_the_last_epoch(more):
+    cli.run([*PLATEAU, "--trainer.max_epochs=3", *more])  # a loss that only gets better is no best
+    assert _steps()["last"] == 6
+    trainer = cli.run([*PLATEAU, "--trainer.max_epochs=4", "--resume=must", *more]).trainer
+    assert trainer.global_step == _steps()["last"] == 8
+
+
+def test_checkpoints_within_an_epoch_and_the_weights_that_were_measured(monkeypatch):
+    """`last` is written every three steps and at the end, `best` right after its validation."""
+    saved = []
+
+    def save(trainer, path, *args, **kwargs):
+        saved.append((Path(path).stem, trainer.global_step))
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", save)
+    cli.run([*PLATEAU, "--trainer.max_epochs=2", "--trainer.limit_train_batches=4",
+             "--checkpoint.every_n_train_steps=3"])  # fmt: skip
+    assert saved == [("last", 3), ("best", 4), ("last", 4), ("last", 6), ("last", 8)]
+
+
+def test_slash_in_a_file_name_makes_no_folder():
+    name = "--checkpoint.filename={epoch}-{val/loss:.0f}"
+    cli.run([*PLATEAU, name, "--checkpoint.auto_insert_metric_name=true"])
+    names = {path.name for path in RUN.iterdir()} - {"config.yaml"}
+    assert names == {"last.ckpt", "epoch=0-val-loss=2.ckpt"}
 
 
 # -- losses and weights that are no numbers

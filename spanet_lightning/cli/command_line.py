@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import spanet_lightning
 from spanet_lightning import tracking
+from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
 from spanet_lightning.cli import check, keys, resume, sources
 from spanet_lightning.cli.compute import ComputeOptions
 from spanet_lightning.cli.finite import EVERY

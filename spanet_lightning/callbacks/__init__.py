@@ -1,0 +1,1 @@
+"""What hangs on the Trainer, one idea a file."""
