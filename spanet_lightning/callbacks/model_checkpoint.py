@@ -23,12 +23,14 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
 
     The best checkpoints are written right after the validation that measured them. Lightning's also
     writes them between validations and gives them the last measured value, whatever the weights
-    have become since. Without a `monitor`, or with "step" or "epoch" (which keeps the newest ones), they are
-    written together with `last.ckpt`.
+    have become since. Without a `monitor`, or with "step" or "epoch" (which keeps the newest
+    ones), they are written together with `last.ckpt`.
 
     The name is Lightning's, because it is part of the key of the callback's state in a checkpoint.
 
     Args:
+        dirpath: Folder of the checkpoints; null takes the folder of the run.
+        filename: Name of a best checkpoint, without its ending.
         every_n_train_steps: Optimizer steps between two checkpoints within an epoch.
         train_time_interval: Time between two checkpoints within an epoch.
         kwargs: Arguments of Lightning's callback.
@@ -36,21 +38,22 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
 
     def __init__(
         self,
-        *args: Any,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        *,
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            *args,
+            dirpath,
+            filename,
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
             **kwargs,
         )
         self._steps = every_n_train_steps or 0
-        self._interval = (
-            None if train_time_interval is None else train_time_interval.total_seconds()
-        )
+        self._interval = train_time_interval
         self._saved_at = 0.0  # seconds on the monotonic clock
         self._saved_step = 0
         self._value_before: Tensor | None = None
@@ -80,7 +83,7 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
             return
         due = bool(self._steps) and trainer.global_step % self._steps == 0
         if self._interval is not None:
-            over = time.monotonic() - self._saved_at >= self._interval
+            over = time.monotonic() - self._saved_at >= self._interval.total_seconds()
             due = bool(trainer.strategy.broadcast(due or over))  # clocks differ between processes
         if due:
             self._save(trainer, best=not self._is_measured)
@@ -154,7 +157,7 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         return (
             trainer.state.fn == TrainerFn.FITTING
             and not trainer.sanity_checking
-            and not trainer.fast_dev_run
+            and not trainer.fast_dev_run  # type: ignore[attr-defined]
         )
 
     def _save(self, trainer: Trainer, best: bool) -> None:
