@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from spanet_lightning.data.class_lists import Colour
-from spanet_lightning.data.segmentation_transforms import IGNORED
+from spanet_lightning.data.transforms import IGNORED
 
 LEAST_SCORE = 0.3
 """Boxes of lower scores are not drawn: a hundred of them would hide the image."""

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         found,
         images=args.images,
         num_classes=args.num_classes,
-        reduce_zero_label=not args.zero_is_class,
+        reduce_zero_label=False if args.zero_is_class else None,
         say=_say,
     )
     if sys.stderr.isatty():

@@ -9,14 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import torch
-
 from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.decode import opened, rgb
 from spanet_lightning.data.faults import Fault
-from spanet_lightning.data.images import read_mask
+from spanet_lightning.data.masks import MaskClasses, read_codes
 from spanet_lightning.data.orientation import Meaning, Size, meaning, orientation
-from spanet_lightning.data.segmentation_transforms import IGNORED
 from spanet_lightning.errors import SpanetError
 
 _Job = TypeVar("_Job")
@@ -43,12 +40,12 @@ class MaskJob(NamedTuple):
     Attributes:
         image: The image.
         mask: The mask.
-        classes: Values that are classes: from the first to the second; None takes any.
+        classes: The classes of masks; None takes any.
     """
 
     image: Path
     mask: Path
-    classes: tuple[int, int] | None
+    classes: MaskClasses | None
 
 
 class Opened(NamedTuple):
@@ -99,29 +96,28 @@ def _image(job: ImageJob) -> Opened:
 def _pair(job: MaskJob) -> Opened:
     image = measured(job.image)
     faults = [image] if isinstance(image, Fault) else []
+    shape: tuple[int, ...] | None = None
+    problem: tuple[str, SampleError] | None = None
     try:
-        mask = read_mask(job.mask)
+        if job.classes is None:
+            shape = read_codes(job.mask, by_colour=True)[0].shape
+        else:
+            shape = tuple(job.classes.read(job.mask).shape)
     except UnreadableImageError as error:
-        reason = str(error).removeprefix(f"mask {job.mask}: ")
-        return Opened([*faults, Fault("unreadable mask", str(job.mask), "", reason)])
+        problem = "unreadable mask", error
     except SampleError as error:
-        reason = str(error).removeprefix(f"mask {job.mask}: ")
-        return Opened([*faults, Fault("mask of colours", str(job.mask), "", reason)])
+        colours = "got colours" in str(error)
+        problem = "mask of colours" if colours else "value beyond the classes", error
+    if problem is not None:
+        reason = str(problem[1]).removeprefix(f"mask {job.mask}: ")
+        faults.append(Fault(problem[0], str(job.mask), "", reason))
     meant: Meaning | None = None
-    if isinstance(image, Measured):
-        shape = (int(mask.shape[1]), int(mask.shape[0]))
-        meant = meaning(image.orientation, image.size, shape)
+    if isinstance(image, Measured) and shape is not None:
+        size = (int(shape[1]), int(shape[0]))
+        meant = meaning(image.orientation, image.size, size)
         if meant == "neither":
-            detail = f"got {_size(shape)}, expected {image} as its image"
+            detail = f"got {_size(size)}, expected {image} as its image"
             faults.append(Fault("size mismatch", str(job.mask), "", detail))
-    if job.classes is not None:
-        first, last = job.classes
-        wrong = mask[((mask < first) | (mask > last)) & (mask != IGNORED)]
-        if len(wrong):
-            values = torch.unique(wrong).tolist()
-            shown = ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
-            detail = f"got {shown} at {len(wrong)} px, expected {first} to {last}, or {IGNORED}"
-            faults.append(Fault("value beyond the classes", str(job.mask), "", detail))
     return Opened(faults, meant)
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from spanet_lightning.data import coco_file
+from spanet_lightning.data import coco_file, coco_layout
 from spanet_lightning.data.check_images import (
     ImageJob,
     MaskJob,
@@ -17,11 +17,12 @@ from spanet_lightning.data.check_images import (
     mask_faults,
 )
 from spanet_lightning.data.checks import check_class_folders, check_same_classes, read_folder
-from spanet_lightning.data.coco_faults import has_masks, record_faults
+from spanet_lightning.data.coco import CocoSet
 from spanet_lightning.data.faults import Fault
-from spanet_lightning.data.listing import name_fault, pair_by_stem, scan
+from spanet_lightning.data.listing import scan
+from spanet_lightning.data.masks import classes_of, survey
 from spanet_lightning.data.orientation import Meaning
-from spanet_lightning.data.segmentation import SegmentationFoldersDataModule
+from spanet_lightning.data.segmentation import MaskFolders, SegmentationFoldersDataModule
 from spanet_lightning.errors import DataError
 
 Layout = Literal["coco", "masks", "folders"]
@@ -61,11 +62,11 @@ def layout_of(root: Path) -> Layout:
     """
     if not root.is_dir():
         raise DataError(f"ROOT: found no folder at {root}, expected one of a data set")
-    if annotation_files(root):
+    if coco_layout.annotation_files(root):
         return "coco"
-    if (root / "images").is_dir() and (root / "annotations").is_dir():
+    if MaskFolders.exist(root):
         return "masks"
-    if any(scan(entry).names for entry in root.iterdir() if entry.is_dir()):
+    if any(scan(entry, root).names for entry in root.iterdir() if entry.is_dir()):
         return "folders"
     raise DataError(
         f"ROOT: {root} has none of the known layouts; expected annotations/*.json (COCO), images/ "
@@ -79,7 +80,7 @@ def check(
     *,
     images: str | None = None,
     num_classes: int | None = None,
-    reduce_zero_label: bool = True,
+    reduce_zero_label: bool | None = None,
     say: Callable[[str, int, int], None],
 ) -> Checked:
     """Return all faults of a data set.
@@ -116,88 +117,49 @@ def check(
 # -- COCO
 
 
-def annotation_files(root: Path) -> list[Path]:
-    """Return the JSON files where COCO's layout has its annotations."""
-    return sorted([*(root / "annotations").glob("*.json"), *root.glob("*.json")])
-
-
-def image_folder(root: Path, file: Path, names: list[str]) -> Path:
-    """Return the folder that holds most of the images that an annotation file names.
-
-    Args:
-        root: Folder of the data set.
-        file: The annotation file; `instances_train.json` is likely to be about `train/`.
-        names: Files of the images.
-    """
-    split = file.stem.partition("_")[2] or file.stem
-    short = split.rstrip("0123456789")
-    named = [split, short, f"images/{split}", f"images/{short}", "images", "."]
-    folders = [root / name for name in dict.fromkeys(named) if (root / name).is_dir()]
-    folders += [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
-    # The first of them wins where several hold as many, so likely names come first.
-    few = names[:200]
-    return max(folders or [root], key=lambda folder: sum((folder / n).is_file() for n in few))
-
-
 def _coco(
     root: Path, images: str | None, checked: Checked, say: Callable[[str, int, int], None]
 ) -> Iterator[Fault]:
-    files = annotation_files(root)
-    known: tuple[Path, dict[int, Any]] | None = None
-    opened = 0
+    files = coco_layout.annotation_files(root)
+    instances = []
     for file in files:
         try:
-            document = coco_file.read(file)
+            coco_file.read_categories([file])
+            instances.append(file)
         except DataError as error:
             if "has no list" in str(error) and not file.name.startswith("instances"):
-                checked.notes.append(f"{file}: not looked at: no annotations of instances")
+                checked.notes.append(f"{file}: not checked: no annotations of instances")
                 continue
             reason = str(error).removeprefix("annotations: ")
             yield Fault("unreadable annotations", str(file), "", reason)
+    if not instances:
+        if len(checked.notes) < len(files):
+            return
+        raise DataError(f"ROOT: found no annotations of instances in {root}, expected some")
+    instances.sort(key=lambda file: "train" not in file.relative_to(root).as_posix())
+    categories = coco_file.read_categories(instances)
+    checked.count("categories", len(categories))
+    for file in instances:
+        folder = root / (images or coco_layout.image_folder(root, file))
+        try:
+            index, faults = CocoSet(root, file, folder).load(categories, masks=None)
+        except DataError as error:
+            yield Fault("unreadable annotations", str(file), "", str(error))
             continue
-        opened += 1
-        for what in ("images", "annotations"):
-            checked.count(what, len(document[what]))
-        yield from record_faults(document, str(file), masks=has_masks(document), thorough=True)
-        categories = {
-            record["id"]: record.get("name")
-            for record in document["categories"]
-            if isinstance(record, dict) and type(record.get("id")) is int
-        }
-        if known is None:
-            known = file, categories
-            checked.count("categories", len(categories))
-        elif categories != known[1]:
-            detail = f"got other ids or names than {known[0]}, expected the same"
-            yield Fault("different categories", str(file), "", detail)
-        records = [record for record in document["images"] if _names_a_file(record)]
-        names = [record["file_name"] for record in records]
-        folder = root / images if images is not None else image_folder(root, file, names)
-        jobs = {
-            str(folder / record["file_name"]): ImageJob(
-                folder / record["file_name"], f"image {record.get('id')}", _stated_size(record)
+        yield from faults
+        different = coco_file.category_fault(coco_file.read_categories([file]), categories)
+        if different is not None:
+            yield Fault("different categories", str(file), "", different)
+        checked.count("images", len(index))
+        checked.count("annotations", len(index.labels))
+        jobs = [
+            ImageJob(Path(path), f"image {id_}", (width, height))
+            for path, id_, (height, width) in zip(
+                index.files.tolist(), index.ids.tolist(), index.sizes.tolist(), strict=True
             )
-            for record in records
-        }
-        yield from scan(folder, root).faults
-        yield from image_faults(
-            list(jobs.values()), _said(say, f"images of {file.name}"), checked.meant
-        )
-    if not opened and not files:
-        raise DataError(f"ROOT: found no annotations/*.json in {root}, expected some")
-    if files and not opened and len(checked.notes) == len(files):
-        raise DataError(f"ROOT: found no annotations of instances among {len(files)} JSON files")
-
-
-def _names_a_file(record: Any) -> bool:
-    """Whether a record names a file that may be opened."""
-    name = record.get("file_name") if isinstance(record, dict) else None
-    return isinstance(name, str) and name_fault(name) is None
-
-
-def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
-    width, height = record.get("width"), record.get("height")
-    return (width, height) if type(width) is int and type(height) is int else None
+            if path
+        ]
+        yield from image_faults(jobs, _said(say, f"images of {file.name}"), checked.meant)
 
 
 # -- images and masks
@@ -206,45 +168,54 @@ def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
 def _masks(
     root: Path,
     num_classes: int | None,
-    reduce_zero_label: bool,
+    reduce_zero_label: bool | None,
     checked: Checked,
     say: Callable[[str, int, int], None],
 ) -> Iterator[Fault]:
-    classes: tuple[int, int] | None = None
     data = SegmentationFoldersDataModule(
-        str(root), num_classes=num_classes, reduce_zero_label=reduce_zero_label
+        str(root), num_classes=num_classes, reduce_zero_label=reduce_zero_label, masks="resize"
     )
-    if num_classes is not None or data.lists_classes:
-        count = data.num_classes
-        classes = (0, count if reduce_zero_label else count - 1)
-        checked.count("classes", count)
-    else:
-        checked.notes.append(
-            "values of masks are not compared with the classes: there is no list of classes, and "
-            "no --num-classes"
-        )
-    folders = {
-        kind: {entry.name for entry in (root / kind).iterdir() if entry.is_dir()}
-        for kind in ("images", "annotations")
-    }
-    for kind, other in (("images", "annotations"), ("annotations", "images")):
-        for split in sorted(folders[kind] - folders[other]):
-            detail = f"there is no folder {root / other / split} for it"
-            yield Fault("missing folder", str(root / kind / split), "", detail)
-    for split in sorted(folders["images"] & folders["annotations"]):
-        images, masks = root / "images" / split, root / "annotations" / split
-        listings = scan(images, root), scan(masks, root)
-        yield from (fault for listing in listings for fault in listing.faults)
-        paired = pair_by_stem(*listings)
-        checked.count("images", len(paired.pairs) + len(paired.unpaired))
+    folders = data.folders
+    pairs: dict[str, list[tuple[Path, Path]]] = {}
+    for split in folders.splits():
+        try:
+            paired = folders.pair(split)
+        except DataError as error:
+            yield Fault("missing folder", str(root / folders.images / split), "", str(error))
+            continue
         yield from paired.faults
-        for mask in paired.unused:
-            detail = f"mask without an image of its name in {images}"
-            yield Fault("missing image", str(mask), "", detail)
-        whole = [MaskJob(image, mask, classes) for image, mask in paired.pairs]
+        for mask in paired.unused if folders.lists is None else ():
+            yield Fault("missing image", str(mask), "", "mask without an image of its name")
+        pairs[split] = paired.pairs
+        checked.count("images", len(paired.pairs) + len(paired.unpaired))
+    listed = data.class_list
+    found = survey(
+        [mask for split in pairs.values() for _, mask in split],
+        listed is not None and listed.by_colour,
+        skip_bad=True,
+        whole=True,
+    )
+    if found.conflict is not None and (listed is None or listed.by_colour):
+        yield Fault("palettes differ", str(root / folders.masks), "", found.conflict)
+    elif found.conflict is not None:
+        checked.notes.append(found.conflict)
+    try:
+        classes = classes_of(
+            listed, reduce_zero_label, num_classes, None if listed else found.pixels, str(root)
+        )
+    except DataError as error:
+        yield Fault("value beyond the classes", str(root / folders.masks), "", str(error))
+        classes = None
+    if classes is not None:
+        checked.count("classes", len(classes.names))
+        absent = [
+            n for n, c in zip(classes.names, classes.codes, strict=True) if not found.pixels[c]
+        ]
+        if absent:
+            checked.notes.append(f"classes without a pixel: {', '.join(absent)}")
+    for split, some in pairs.items():
+        whole = [MaskJob(image, mask, classes) for image, mask in some]
         yield from mask_faults(whole, _said(say, f"masks of {split}"), checked.meant)
-        alone = [ImageJob(image) for image in paired.unpaired]
-        yield from image_faults(alone, _said(say, f"images of {split}"), checked.meant)
 
 
 # -- a folder for each class
@@ -253,9 +224,10 @@ def _masks(
 def _folders(root: Path, checked: Checked, say: Callable[[str, int, int], None]) -> Iterator[Fault]:
     first: tuple[Path, list[str]] | None = None
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        if not scan(folder).names:
+        listing = scan(folder, root)
+        if not listing.names and not listing.faults:
             continue
-        yield from scan(folder, root).faults
+        yield from listing.faults
         try:
             reader = read_folder(folder)
             check_class_folders(folder, reader)
@@ -266,7 +238,7 @@ def _folders(root: Path, checked: Checked, say: Callable[[str, int, int], None])
                 check_same_classes(first, (folder, classes))
         except DataError as error:
             yield Fault("class folders", str(folder), "", str(error))
-        jobs = [ImageJob(path) for path in scan(folder, root).paths]
+        jobs = [ImageJob(path) for path in listing.paths]
         checked.count("images", len(jobs))
         yield from image_faults(jobs, _said(say, f"images of {folder.name}"), checked.meant)
 

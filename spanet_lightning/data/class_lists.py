@@ -1,35 +1,45 @@
-"""Names and colours of the classes of masks, as files beside a data set give them."""
+"""Names, values and colours of the classes of masks, as files beside a data set state them."""
 
 from __future__ import annotations
 
 import csv
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from spanet_lightning.errors import DataError
 
-FILES = ("objectInfo150.txt", "classes.csv", "classes.txt")
-"""Where names are looked for, in this order."""
+FILES = ("palette.yaml", "labelmap.txt", "objectInfo150.txt", "classes.csv", "classes.txt")
+"""File names of class lists, in the order in which they are looked for."""
 
 Colour = tuple[int, int, int]
+_IGNORED_NAMES = re.compile(r"\b(void|ignored?|unlabell?ed)\b", re.IGNORECASE)
 
 
 class ClassList(NamedTuple):
-    """The classes of stored masks, the value 0 included where the file names it.
+    """The classes of stored masks.
 
     Attributes:
-        names: Name of each value of a mask.
-        colours: Colour of each value, where the file gives them.
+        names: Name of each code in a mask: a value, or a colour as 0xRRGGBB.
+        colours: Colour of each code, where the file states them.
+        by_colour: Whether codes are colours.
     """
 
-    names: dict[int, str]
-    colours: dict[int, Colour]
+    names: Mapping[int, str]
+    colours: Mapping[int, Colour]
+    by_colour: bool = False
+
+    def ignored(self) -> set[int]:
+        """Return the codes whose names say that they do not count, as "void" does."""
+        return {code for code, name in self.names.items() if _IGNORED_NAMES.search(name)}
 
 
 def find(root: Path, file: str | None) -> Path | None:
-    """Return the file of names: the one given, or the first of the usual ones that exists.
+    """Return the class list: the file given, or the first of the usual ones that exists.
 
     Raises:
         DataError: If the one given does not exist.
@@ -43,48 +53,119 @@ def find(root: Path, file: str | None) -> Path | None:
 
 
 def read(path: Path) -> ClassList:
-    """Read a list of classes.
+    """Read a class list.
 
-    Three forms: ADE20K's `objectInfo150.txt` (tabs; `Idx` and `Name`), a CSV with `id`, `name` and
-    perhaps `r`, `g`, `b`, or one name a line, for the values from 0.
+    Five forms: YAML with a colour `name: [r, g, b]` or a value `name: 7` per class; CVAT's
+    `labelmap.txt` (`name:r,g,b:parts:actions`); ADE20K's `objectInfo150.txt` (tabs; `Idx` and
+    `Name`); a CSV with `id`, `name` and optionally `r`, `g`, `b`; or one name per line, for the
+    values from 0.
 
     Raises:
-        DataError: If it has none of them.
+        DataError: If it has none of them, or a name, value or colour twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read: {error}") from error
     lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
+    if path.suffix in (".yaml", ".yml"):
+        rows = list(_yaml_rows(path, text))
+    elif path.name == "labelmap.txt":
+        rows = list(_labelmap_rows(path, lines))
+    else:
+        rows = list(_table_rows(path, lines))
+    if not rows:
         raise DataError(f"{path}: got an empty file, expected a list of classes")
-    head = lines[0].lower()
+    by_colour = any(code is None for _, code, _ in rows)
+    names: dict[int, str] = {}
+    colours: dict[int, Colour] = {}
+    for name, value, colour in rows:
+        code = packed(colour) if value is None and colour is not None else value
+        if code is None or (by_colour and value is not None):
+            raise DataError(f"{path}: {name}: expected a colour [r, g, b], as the others have")
+        if code in names:
+            what = f"the colour {list(colour or ())}" if by_colour else f"the id {code}"
+            raise DataError(f"{path}: got {what} twice, for {names[code]!r} and {name!r}")
+        if name in names.values():
+            raise DataError(f"{path}: got the name {name!r} twice, expected each once")
+        names[code] = name
+        if colour is not None:
+            colours[code] = colour
+    return ClassList(names, colours, by_colour)
+
+
+_Row = tuple[str, int | None, Colour | None]
+
+
+def _yaml_rows(path: Path, text: str) -> Iterator[_Row]:
+    try:
+        # The base loader keeps names as they are typed: `off` and `007` are names.
+        found = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes nothing but text
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected `name: [r, g, b]` for each class")
+    for name, value in found.items():
+        numbers = value if isinstance(value, list) else [value]
+        try:
+            yield name, *_value_or_colour(numbers)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: {name}: got {value!r:.40}, expected [r, g, b]") from error
+
+
+def _value_or_colour(texts: list[str]) -> tuple[int | None, Colour | None]:
+    numbers = [int(text) for text in texts]
+    if len(numbers) not in (1, 3) or not all(0 <= number <= 255 for number in numbers):
+        raise ValueError
+    return (numbers[0], None) if len(numbers) == 1 else (None, (numbers[0], numbers[1], numbers[2]))
+
+
+def _labelmap_rows(path: Path, lines: list[str]) -> Iterator[_Row]:
+    for line in lines:
+        if not line.startswith("#"):
+            name, _, rest = line.partition(":")
+            try:
+                yield name.strip(), *_value_or_colour(rest.partition(":")[0].split(","))
+            except ValueError as error:
+                raise DataError(f"{path}: got {line!r}, expected name:r,g,b") from error
+
+
+def _table_rows(path: Path, lines: list[str]) -> Iterator[_Row]:
+    head = lines[0].lower() if lines else ""
     separator = "\t" if "\t" in head else ","
     columns = [name.strip() for name in head.split(separator)]
     key = next((name for name in ("id", "idx") if name in columns), None)
     if key is None or "name" not in columns:
-        return ClassList({i: line.strip() for i, line in enumerate(lines)}, {})
-    names: dict[int, str] = {}
-    colours: dict[int, Colour] = {}
+        yield from ((line.strip(), value, None) for value, line in enumerate(lines))
+        return
     rows = csv.DictReader(lines[1:], fieldnames=columns, delimiter=separator)
     for number, row in enumerate(rows, 2):
         try:
-            value = int(row[key])
-            name = row["name"].strip()
+            value, colour = int(row[key]), None
             if {"r", "g", "b"} <= set(columns):
-                colours[value] = (int(row["r"]), int(row["g"]), int(row["b"]))
+                colour = (int(row["r"]), int(row["g"]), int(row["b"]))
+            if value < 0:
+                raise ValueError
+            yield row["name"].strip(), value, colour
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path}: line {number}: got {lines[number - 1]!r}, expected {', '.join(columns)}"
             ) from error
-        if value in names or value < 0:
-            raise DataError(f"{path}: line {number}: got the id {value}, expected each once, ≥ 0")
-        names[value] = name
-    return ClassList(names, colours)
+
+
+def packed(colour: Colour) -> int:
+    """Return a colour as 0xRRGGBB."""
+    red, green, blue = colour
+    return red << 16 | green << 8 | blue
+
+
+def unpacked(code: int) -> Colour:
+    """Return the colour of 0xRRGGBB."""
+    return code >> 16, code >> 8 & 255, code & 255
 
 
 def palette(count: int) -> list[Colour]:
-    """Return colours that differ well from one another, the same for each number of classes.
+    """Return distinct colours, the same for each number of classes.
 
     Bits of a class's number, lowest first, go to the highest bits of red, green and blue in turn,
     as in PASCAL VOC's palette; so the first are far apart.

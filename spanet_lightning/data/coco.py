@@ -1,74 +1,135 @@
-"""Images with boxes, and masks where asked for, from annotation files in COCO's format."""
+"""Images with boxes, and optionally instance masks, from annotation files in COCO's format."""
 
 from __future__ import annotations
 
-from functools import partial
-from itertools import chain
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
-from spanet_lightning.data import coco_file, detection_transforms
+from spanet_lightning.data import coco_file, coco_layout
 from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
+from spanet_lightning.data.batches import Collate, DetectionSample, DetectionTarget
+from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.coco_file import CocoIndex
-from spanet_lightning.data.coco_images import (
-    LEAST_SIDE,
-    EvalImages,
-    FolderImages,
-    TrainImages,
-    missing_images,
-    read_sample,
-    trained_images,
-)
-from spanet_lightning.data.dense import DenseDataModule
-from spanet_lightning.data.detection_transforms import Augmentation
+from spanet_lightning.data.decode import opened
+from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_minimum
+from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import refuse
+from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.listing import check_folder, scan
-from spanet_lightning.data.loaders import Collate
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.normalize import MEAN, STD, Channels
-from spanet_lightning.data.padding import Padding
-from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
+from spanet_lightning.data.transforms import (
+    Augmentation,
+    Fit,
+    detection_training,
+    transform_detection,
+)
+from spanet_lightning.errors import DataError, invalid, invalid_choice
 
 BadBoxes = Literal["refuse", "drop"]
 Split = Literal["train", "val", "test"]
+MIN_SIDE = 32
+"""Pixels: smaller images are not trained on, as in the published runs."""
+
+
+class CocoSet(NamedTuple):
+    """An annotation file with the folder of its images.
+
+    Attributes:
+        root: The data set.
+        file: The annotation file.
+        folder: Folder of the images.
+        key: Configuration keys of the two begin with it.
+    """
+
+    root: Path
+    file: Path
+    folder: Path
+    key: str = "train"
+
+    def load(
+        self, categories: Mapping[int, str], *, masks: bool | None, drop: bool = False
+    ) -> coco_file.Parsed:
+        """Read the annotations; `files` of the index are paths, empty where there is no file.
+
+        Args:
+            categories: The classes, by id.
+            masks: Whether segmentations are needed; None means if there are any.
+            drop: See `coco_file.parse`.
+
+        Raises:
+            DataError: If the file can't be read.
+        """
+        document = coco_file.read(self.file, f"{self.key}_annotations")
+        check_folder(self.folder, f"{self.key}_images")
+        names = {
+            record["file_name"]: record.get("id")
+            for record in document["images"]
+            if isinstance(record, dict) and isinstance(record.get("file_name"), str)
+        }
+        listing = scan(self.folder, self.root)
+        files, missing = coco_layout.resolve_names(names, listing, self.root, str(self.file))
+        parsed = coco_file.parse(
+            document,
+            str(self.file),
+            categories,
+            masks=coco_file.has_masks(document) if masks is None else masks,
+            drop=drop,
+            size_of=lambda name: _stored_size(files.get(name)),
+        )
+        names_in_order: Iterable[str] = parsed.annotations.files.tolist()
+        paths = np.array([str(files.get(name, "")) for name in names_in_order])
+        faults = [*parsed.faults, *listing.faults, *missing]
+        return coco_file.Parsed(replace(parsed.annotations, files=paths), faults)
 
 
 class CocoDataModule(DenseDataModule):
-    """Object detection and instance segmentation on data in COCO's layout.
+    """Object detection and instance segmentation on data in COCO's format.
 
-    Classes are those of the annotation files, ordered by id; training and evaluation have to agree
-    on them. In training, crowds are left out, images with a side below 32 px as well, and batches
-    are of wide or of tall images alone. Evaluation keeps everything, at the stored size.
+    Reads COCO itself (`train2017/`, `annotations/instances_train2017.json`), exports with
+    `SPLIT/_annotations.coco.json` beside the images (Roboflow), and `annotations/SPLIT.json` with
+    `SPLIT/`; other places are named by the arguments. Classes are the categories of the training
+    annotations, ordered by id. In training, crowds are excluded, images with a side below 32 px as
+    well, and batches hold wide or tall images only. Evaluation includes everything, at the stored
+    size.
 
-    The defaults are those of the published COCO runs of SPANetV2, but for `bad_boxes`.
+    The defaults are those of the published COCO runs of SPANetV2, except for `bad_boxes`.
 
     Args:
-        root: Folder that the other paths start from.
-        train_images: Folder of the images to train on.
+        root: Folder that the other paths are below.
+        train_images: Folder of the training images; null finds it, as the others, in `root`.
         train_annotations: Their annotations, instances in JSON.
-        val_images: Folder of the images that steer the run.
+        val_images: Folder of the validation images.
         val_annotations: Their annotations.
-        test_images: Folder of the images to test on; null takes those of validation.
-        test_annotations: Their annotations; null takes those of validation.
-        predict_root: Folder of images to predict, searched through; null predicts the test images.
+        test_images: Folder of the test images; null takes those of a test split, or of validation.
+        test_annotations: Their annotations; for prediction, `images` and `categories` are enough.
+        predict_root: Folder of images to predict, searched recursively; null predicts the test
+            images.
         masks: Whether instance masks are read as well.
         augmentation: "multi_scale_crop" (SPANetV2) flips, then resizes to one of `short_sides`,
             for half of the images after a random crop; "flip" (SPANet) flips and resizes to
-            `short_side`; "none" only resizes.
+            `short_side`; "none" only resizes. Images are resized without antialiasing.
         long_side: Limit of an image's longer side, in pixels.
-        short_side: Limit of its shorter side, in pixels, at evaluation and with one scale.
-        short_sides: Limits to pick from in training with many scales, in pixels.
+        short_side: Limit of its shorter side, in pixels, in evaluation and with one scale.
+        short_sides: Limits to draw from in training with many scales, in pixels.
         hflip: Probability of a horizontal flip.
         keep_empty: Whether to train on images without boxes as well.
-        bad_boxes: What to do in training with boxes that have no extent or stick out of their
-            image by more than a pixel: "refuse" the file, or "drop" those with less than a pixel
-            left and clip the others, as the published runs did (COCO itself has one).
-        group_by_aspect: Whether training batches are of wide or of tall images alone.
+        bad_boxes: What to do in training with boxes that have no extent or exceed their image by
+            more than a pixel, and masks without a pixel: "refuse" the file, or "drop" those with
+            less than a pixel left and clip the others, as the published runs did (COCO itself has
+            one).
+        group_by_aspect: Whether training batches hold wide or tall images only.
         mean: Mean of each channel, of values in [0, 1], that is subtracted.
         std: Standard deviation of each channel that is divided by.
         batch_size: Images in a training batch, on each device.
@@ -76,8 +137,8 @@ class CocoDataModule(DenseDataModule):
             are for 1, without padding beyond a multiple of 32 px.
         num_workers: Processes that load, on each device; 0 loads in the training process.
         on_bad_sample: What to do with images that are unreadable or of another size than annotated:
-            "fail" at the first, by name, or "skip": read all once beforehand, and leave them out.
-        max_bad_samples: Largest share of a split that "skip" may leave out; one always may be.
+            "fail" at the first, by name, or "skip": read all once beforehand, and exclude them.
+        max_bad_samples: Largest share of a split that "skip" may exclude; one always may be.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -86,10 +147,10 @@ class CocoDataModule(DenseDataModule):
     def __init__(
         self,
         root: str,
-        train_images: str = "train2017",
-        train_annotations: str = "annotations/instances_train2017.json",
-        val_images: str = "val2017",
-        val_annotations: str = "annotations/instances_val2017.json",
+        train_images: str | None = None,
+        train_annotations: str | None = None,
+        val_images: str | None = None,
+        val_annotations: str | None = None,
         test_images: str | None = None,
         test_annotations: str | None = None,
         predict_root: str | None = None,
@@ -118,53 +179,44 @@ class CocoDataModule(DenseDataModule):
         ):
             if choice not in names:
                 raise invalid_choice(key, choice, names)
-        if (test_images is None) != (test_annotations is None):
-            raise invalid("test_annotations", test_annotations, "null exactly where test_images is")
+        self._given: dict[Split, tuple[str | None, str | None]] = {
+            "train": (train_images, train_annotations),
+            "val": (val_images, val_annotations),
+            "test": (test_images, test_annotations),
+        }
+        for split, (images, file) in self._given.items():
+            if images is not None and file is None:
+                key = f"{split}_annotations"
+                raise invalid(key, file, f"the annotations of {split}_images")
         if not short_sides:
-            raise invalid("short_sides", short_sides, "one side or more")
-        for key, number, least in (
-            ("short_side", short_side, LEAST_SIDE),
-            *(("short_sides", side, LEAST_SIDE) for side in short_sides),
-            ("long_side", long_side, short_side),
-            # Its default is that of large images, which nothing else uses.
-            *[("long_side", long_side, max(short_sides))] * (augmentation == "multi_scale_crop"),
-        ):
-            if number < least:
-                raise invalid(key, number, f"at least {least}")
+            raise invalid("short_sides", short_sides, "at least one side")
+        # The default of short_sides is for large images, and only one augmentation uses it.
+        largest = max(short_sides) if augmentation == "multi_scale_crop" else short_side
+        check_minimum(short_side=(short_side, MIN_SIDE), short_sides=(min(short_sides), MIN_SIDE))
+        check_minimum(long_side=(long_side, max(short_side, largest)))
         if not 0 <= hflip <= 1:
             raise invalid("hflip", hflip, "a number in [0, 1]")
         self.root = root
-        test = (test_images or val_images, test_annotations or val_annotations)
-        self.sources: dict[str, tuple[str, str]] = {
-            "train": (train_images, train_annotations),
-            "val": (val_images, val_annotations),
-            "test": test,
-        }
         self.predict_root = predict_root
         self.masks = masks
         self.keep_empty = keep_empty
         self.bad_boxes = bad_boxes
         self.group_by_aspect = group_by_aspect
-        self.train_transform = detection_transforms.training(
+        self.train_transform = detection_training(
             augmentation, long_side, short_side, short_sides, hflip
         )
-        self.eval_transform = detection_transforms.evaluation(long_side, short_side)
-        self._documents: dict[str, dict[str, Any]] = {}
-        self._indices: dict[str, CocoIndex] = {}
-        self._kept: dict[str, np.ndarray] = {}
-        self._train: TrainImages | None = None
+        self.eval_transform = Fit(long_side, [short_side])
+        self._indices: dict[Split, CocoIndex] = {}
+        self._usable: dict[Split, np.ndarray] = {}
 
     # -- what the data is
 
-    @property
+    @cached_property
     def categories(self) -> dict[int, str]:
         """Names of the classes by their id in the annotation files, in the order of labels."""
-        # The validation file has the same classes, as `setup` checks, and is read far faster.
-        split = "val" if self._path("val", 1).is_file() else "train"
-        if split in self._indices:
-            index = self._indices[split]
-            return dict(zip(index.category_ids, index.class_names, strict=True))
-        return coco_file.categories(self._document(split), str(self._path(split, 1)))
+        sets: list[CocoSet] = [self._set(split) for split in ("train", "val", "test")]
+        files = sorted((s.file for s in sets), key=lambda file: not file.is_file())
+        return coco_file.read_categories(list(dict.fromkeys(files)), f"{sets[0].key}_annotations")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -184,35 +236,26 @@ class CocoDataModule(DenseDataModule):
     @property
     def info(self) -> DataInfo:
         """Classes with the ids of their categories, and the normalisation."""
-        categories = self.categories
-        return DataInfo(
-            classes=tuple(categories.values()),
-            ids=tuple(categories),
-            mean=self.normalize.mean,
-            std=self.normalize.std,
-        )
+        mean, std = self.normalize.mean, self.normalize.std
+        return DataInfo(self.class_names, self.category_ids, mean=mean, std=std)
 
     @property
     def predict_base(self) -> Path:
         """Folder that the images to predict are in."""
-        return self._path("test", 0) if self.predict_root is None else Path(self.predict_root)
+        return self._set("test").folder if self.predict_root is None else Path(self.predict_root)
 
     def annotation_file(self, split: Split) -> Path:
         """Return the annotation file of a split."""
-        return self._path(split, 1)
+        return self._set(split).file
 
     def identity(self) -> DataIdentity:
         """Return what data this is, of the splits that were set up."""
-        files = [
-            self._path(split, 0) / index.images[i].file
-            for split, index in self._indices.items()
-            for i in range(len(index.images))
-        ]
+        files = [file for index in self._indices.values() for file in index.files.tolist()]
         return DataIdentity(
             name=Path(self.root).resolve().name,
             source=self.root,
             digest=digest_files(
-                Path(self.root), files, [self._path(split, 1) for split in sorted(self._indices)]
+                Path(self.root), files, [self._set(split).file for split in sorted(self._indices)]
             ),
             images={split: len(index) for split, index in self._indices.items()},
             classes=self.num_classes,
@@ -225,126 +268,225 @@ class CocoDataModule(DenseDataModule):
         """Read and check the annotations that `stage` needs.
 
         Raises:
-            DataError: If a file or a folder is missing, or for the first fault in the annotations.
+            DataError: If a file or a folder is missing, for the first fault in the annotations, or
+                if there is nothing to train on or to score.
         """
         if stage == "predict" and self.predict_root is not None:
             return
-        if stage == "fit":
-            train = self._index("train", drop=self.bad_boxes == "drop")
-            val = self._index("val")
-            self._check_same_classes(train, val)
-            self._train = TrainImages(
-                train,
-                self._path("train", 0),
-                self.train_transform,
-                self.masks,
-                kept=self._sound("train", trained_images(train, self.keep_empty)),
-            )
-            if not len(self._train):
-                raise DataError(
-                    f"train_annotations: {self._path('train', 1)} has no image to train on, "
-                    f"expected some of at least {LEAST_SIDE} px with a box"
-                )
-            self._report(train, len(self._train))
-            self._all("val")
-        elif stage == "validate":
-            self._all("val")
-        else:
-            self._all("test")
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in splits.get(stage, ("test",)):
+            index = self._index(split)
+            if split == "train":
+                self._use(split, trainable_images(index, self.keep_empty))
+                self._report(index, len(self._usable["train"]))
+            else:
+                self._use(split, np.arange(len(index)))
+                if stage != "predict" and not index.num_objects().any():
+                    file = self._set(split).file
+                    raise DataError(
+                        f"{split}_annotations: {file} has no annotations of objects, expected some "
+                        "to score predictions by"
+                    )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training images, augmented."""
-        assert self._train is not None  # noqa: S101 - Lightning calls setup first
-        return self._shuffled(self._train, self._train.tall if self.group_by_aspect else None)
+        images = self._images("train", self.train_transform, training=True)
+        sizes = images.index.sizes[images.numbers]
+        tall = (sizes[:, 0] >= sizes[:, 1]).astype(int).tolist()
+        return self._shuffled(images, tall if self.group_by_aspect else None)
 
     def collate(self, *, training: bool) -> Collate:  # noqa: ARG002 - both alike
-        """Return what makes a batch of a list of samples."""
-        return Padding().detection
+        """Return the function that makes a batch of a list of samples."""
+        return Collate()
 
-    def evaluated(self, split: str) -> EvalImages:
+    def evaluated(self, split: str) -> CocoImages:
         """Return the images of a split as they are evaluated."""
-        index, folder = self._indices[split], self._path(split, 0)
-        return EvalImages(index, folder, self.eval_transform, self.masks, self._all(split))
+        return self._images("val" if split == "val" else "test", self.eval_transform)
 
-    def predicted(self) -> EvalImages | FolderImages:
+    def predicted(self) -> CocoImages | FolderImages:
         """Return the images of `predict_root`, or the test images without it."""
         if self.predict_root is None:
             return self.evaluated("test")
-        return FolderImages(Path(self.predict_root), self.eval_transform)
+        return FolderImages(Path(self.predict_root), self.eval_transform, _unannotated)
 
     # -- reading
 
-    def _path(self, split: str, part: int) -> Path:
-        return Path(self.root) / self.sources[split][part]
-
-    def _document(self, split: str) -> dict[str, Any]:
-        """Return an annotation file, parsed; test's may be validation's."""
-        name = self.sources[split][1]
-        if name not in self._documents:
-            if not Path(self.root).is_dir():
+    def _set(self, split: Split) -> CocoSet:
+        """Return the files of a split: those given, or those that are where exports have them."""
+        root = Path(self.root)
+        images, file = self._given[split]
+        if file is None:
+            if not root.is_dir():
                 raise DataError(f"root: found no folder at {self.root}, expected one of a data set")
-            self._documents[name] = coco_file.read(self._path(split, 1), f"{split}_annotations")
-        return self._documents[name]
+            found = coco_layout.find_split(root, split)
+            if found is None:
+                if split == "test":
+                    return self._set("val")
+                # COCO's own: the error about the missing file names it.
+                name = coco_layout.SPLITS[split][0]
+                found = (name, f"annotations/instances_{name}.json")
+            images, file = images or found[0], found[1]
+        if images is None:
+            images = coco_layout.image_folder(root, root / file)
+        return CocoSet(root, root / file, root / images, split)
 
-    def _index(self, split: str, drop: bool = False) -> CocoIndex:
+    def _index(self, split: Split) -> CocoIndex:
         if split not in self._indices:
-            file = str(self._path(split, 1))
-            document = self._document(split)
-            index = coco_file.index(document, file, masks=self.masks, drop_bad_boxes=drop)
-            folder = self._path(split, 0)
-            check_folder(folder, f"{split}_images")
-            listing = scan(folder, Path(self.root))
-            missing = missing_images(
-                (index.images[i].file for i in range(len(index))), listing, file
-            )
-            refuse(chain(listing.faults, missing), f"spanet data check {self.root}")
+            files = self._set(split)
+            drop = split == "train" and self.bad_boxes == "drop"
+            index, faults = files.load(self.categories, masks=self.masks, drop=drop)
+            refuse(iter(faults), f"spanet data check {self.root}")
+            if not len(index):
+                raise DataError(f"{split}_annotations: {files.file} lists no images")
+            self._check_categories(split, files.file)
             self._indices[split] = index
-        # Gigabytes for COCO's training file, which is not needed any more.
-        self._documents.pop(self.sources[split][1], None)
         return self._indices[split]
 
-    def _all(self, split: str) -> np.ndarray:
-        """Return which images of a split are evaluated: all that can be used."""
-        return self._sound(split, np.arange(len(self._index(split))))
-
-    def _sound(self, split: str, numbers: np.ndarray) -> np.ndarray:
-        """Return which of some images of a split can be used."""
-        if not self.bad_samples.skips:
-            return numbers
-        if split not in self._kept:
-            index, folder = self._indices[split], self._path(split, 0)
-            records = [index.images[i] for i in numbers]
-            self._kept[split] = np.array(
-                self.bad_samples.kept(
-                    split,
-                    numbers.tolist(),
-                    [(str(folder / record.file),) for record in records],
-                    partial(read_sample, index, folder=folder, crowds=True, masks=self.masks),
-                    [(record.height, record.width) for record in records],
-                )
+    def _use(self, split: Split, numbers: np.ndarray) -> None:
+        """Note which of some images of a split can be used."""
+        if split in self._usable:
+            return
+        if self.bad_samples.skips:
+            images = CocoImages(self._indices[split], numbers, self.masks, self.eval_transform)
+            files, sizes = images.index.files[numbers].tolist(), images.index.sizes[numbers]
+            usable = self.bad_samples.kept(
+                split,
+                numbers.tolist(),
+                [(file,) for file in files],
+                partial(images.read, crowds=True),
+                sizes.tolist(),
             )
-        return self._kept[split]
+            numbers = np.array(usable)
+        self._usable[split] = numbers
 
-    def _check_same_classes(self, train: CocoIndex, val: CocoIndex) -> None:
-        first, second = (
-            dict(zip(index.category_ids, index.class_names, strict=True)) for index in (train, val)
-        )
-        if first != second:
-            files = [str(self._path(split, 1)) for split in ("train", "val")]
-            other = sorted(set(first.items()) ^ set(second.items()))[0]
-            hint = did_you_mean(other[1], (set(first.values()) ^ set(second.values())) - {other[1]})
+    def _images(
+        self, split: Split, transform: v2.Transform, *, training: bool = False
+    ) -> CocoImages:
+        index, numbers = self._indices[split], self._usable[split]
+        return CocoImages(index, numbers, self.masks, transform, training)
+
+    def _check_categories(self, split: Split, file: Path) -> None:
+        """Refuse a split with a category that the training annotations lack or name otherwise."""
+        own = coco_file.read_categories([file], f"{split}_annotations")
+        fault = coco_file.category_fault(own, self.categories)
+        if fault is not None:
+            raise DataError(f"{split}_annotations: categories of {file}: {fault}")
+
+    def _report(self, train: CocoIndex, count: int) -> None:
+        """Print what is excluded from training and which classes are never seen."""
+        if not count:
             raise DataError(
-                f"val_annotations: categories of {files[1]} are not those of {files[0]}: category "
-                f"{other[0]} ({other[1]!r}) is in one alone{hint}"
+                f"train_annotations: {self._set('train').file} has no image to train on, expected "
+                f"some of at least {MIN_SIDE} px with a box"
             )
-
-    def _report(self, train: CocoIndex, kept: int) -> None:
-        """Tell what is left out of training: nothing is, without a word."""
-        out = {
+        excluded = {
             "annotations with hardly a pixel inside their image": train.dropped,
             "crowds": int(train.crowds.sum()),
-            "images without a box or too small": len(train) - kept,
+            "images without a box or too small": len(train) - count,
         }
-        parts = [f"{count} {what}" for what, count in out.items() if count]
+        parts = [f"{number} {what}" for what, number in excluded.items() if number]
         if parts:
-            rank_zero_info(f"Training on {kept} images; left out: {', '.join(parts)}.")
+            rank_zero_info(f"Training on {count} images; excluded: {', '.join(parts)}.")
+        for split, index in self._indices.items():
+            used = set(index.labels[~index.crowds].tolist())
+            unused = [name for i, name in enumerate(self.class_names, 1) if i not in used]
+            if unused:
+                more = f" and {len(unused) - 10} more" if len(unused) > 10 else ""
+                effect = "can't be learned" if split == "train" else "are not scored"
+                rank_zero_info(
+                    f"{len(unused)} of {self.num_classes} categories have no annotation in "
+                    f"{self._set(split).file} and {effect}: {', '.join(unused[:10])}{more}."
+                )
+
+
+class CocoImages(Dataset[DetectionSample]):
+    """Images with their annotations.
+
+    Training excludes crowds and augments by the seed of each `Draw`. In evaluation only the image
+    is resized: annotations stay at the stored size.
+
+    Args:
+        index: The annotations.
+        numbers: Which images of the index.
+        masks: Whether instance masks are decoded.
+        transform: The augmentation, or a resize.
+        training: Whether to train on them.
+    """
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        numbers: np.ndarray,
+        masks: bool,
+        transform: v2.Transform,
+        training: bool = False,
+    ) -> None:
+        self.index = index
+        self.numbers = numbers
+        self.masks = masks
+        self.transform = transform
+        self.training = training
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, item: Draw | int) -> DetectionSample:
+        draw = Draw.of(item)
+        sample = self.read(int(self.numbers[draw.number]), crowds=not self.training)
+        if not self.training:
+            return sample._replace(image=self.transform(sample.image))
+        with draw.seeded():
+            image, target = transform_detection(self.transform, sample.image, sample.target)
+        return sample._replace(image=image, target=target)
+
+    def read(self, number: int, *, crowds: bool) -> DetectionSample:
+        """Read an image with its annotations, as stored.
+
+        Raises:
+            SampleError: If the image can't be read, or has another size than its annotations state.
+        """
+        path, id_ = str(self.index.files[number]), int(self.index.ids[number])
+        height, width = (int(side) for side in self.index.sizes[number])
+        image = read_image(path, (height, width), number)
+        if tuple(image.shape[1:]) != (height, width):
+            raise SampleError(
+                f"image {path} (index {number}, id {id_}): got {image.shape[2]}×{image.shape[1]} "
+                f"px, expected {width}×{height}, the size in its annotations"
+            )
+        target = self.index.target(number, crowds=crowds, masks=self.masks)
+        return DetectionSample(image, (height, width), target, path)
+
+
+def trainable_images(index: CocoIndex, keep_empty: bool) -> np.ndarray:
+    """Return the indices of the images to train on.
+
+    Args:
+        index: The annotations.
+        keep_empty: Whether those without a box are included.
+    """
+    large = index.sizes.min(axis=1) >= MIN_SIDE
+    numbers: np.ndarray = np.flatnonzero(large & (keep_empty | (index.num_objects() > 0)))
+    return numbers
+
+
+def _unannotated(image: Tensor, size: tuple[int, int], index: int, path: str) -> DetectionSample:
+    """Return the sample of an image of a folder; ids count from 1."""
+    target = DetectionTarget(
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        iscrowd=torch.zeros(0, dtype=torch.bool),
+        area=torch.zeros(0),
+        image_id=index + 1,
+    )
+    return DetectionSample(image, size, target, path)
+
+
+def _stored_size(path: Path | None) -> tuple[int, int] | None:
+    """Return height and width of an image by its header; None where it can't be read."""
+    if path is None:
+        return None
+    try:
+        with opened(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError):
+        return None

@@ -1,16 +1,21 @@
-"""What the data modules of detection and segmentation share: their loaders, and normalisation."""
+"""What the data modules of detection and segmentation share: loaders and normalisation."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
-from spanet_lightning.data.batches import DetectionBatch, SegmentationBatch
-from spanet_lightning.data.loaders import Collate, exact_loader, grouped_loader
+from spanet_lightning.data.batches import Collate, DetectionBatch, SegmentationBatch
+from spanet_lightning.data.images import images_to_predict, read_image
+from spanet_lightning.data.loaders import exact_loader, grouped_loader
 from spanet_lightning.data.normalize import Channels, Normalize, in_precision_of_run
 from spanet_lightning.errors import invalid
 
@@ -44,40 +49,33 @@ class DenseDataModule(LightningDataModule, ABC):
         num_workers: int,
     ) -> None:
         super().__init__()
-        for key, number, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if number < least:
-                raise invalid(key, number, f"at least {least}")
+        check_minimum(batch_size=(batch_size, 1), eval_batch_size=(eval_batch_size, 1))
+        check_minimum(num_workers=(num_workers, 0))
         self.normalize = Normalize(mean, std)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
 
-    # -- what each has of its own
-
     @abstractmethod
     def collate(self, *, training: bool) -> Collate:
-        """Return what makes a batch of a list of samples."""
+        """Return the function that makes a batch of a list of samples."""
 
     @abstractmethod
     def evaluated(self, split: str) -> Dataset[Any]:
         """Return the images of a split, "val" or "test", as they are evaluated."""
 
     def predicted(self) -> Dataset[Any]:
-        """Return the images to predict: those of the test, where it has no others."""
+        """Return the images to predict: those of the test set by default."""
         return self.evaluated("test")
 
     # -- Lightning's hooks
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the images that steer a run, in order."""
+        """Return the validation set, in order."""
         return self._in_order(self.evaluated("val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return the images that a run is judged by, in order."""
+        """Return the test set, in order."""
         return self._in_order(self.evaluated("test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -87,7 +85,7 @@ class DenseDataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(
         self,
         batch: Batch,
-        dataloader_idx: int,  # noqa: ARG002 - Lightning gives it
+        dataloader_idx: int,  # noqa: ARG002 - Lightning passes it
     ) -> Batch:
         """Return a batch on its device, its images normalised: see `normalized`.
 
@@ -95,19 +93,18 @@ class DenseDataModule(LightningDataModule, ABC):
             batch: As a loader gives it.
             dataloader_idx: Not used: all loaders are treated alike.
         """
-        found = self.normalized(batch)
-        return found._replace(images=in_precision_of_run(found.images, self))
+        batch = self.normalized(batch)
+        return batch._replace(images=in_precision_of_run(batch.images, self))
 
     def normalized(self, batch: Batch) -> Batch:
         """Return a batch of a loader, its images normalised, float32, and zero where padded."""
-        images = self.normalize(batch.images, batch.sizes)
-        return batch._replace(images=images)
+        return batch._replace(images=self.normalize(batch.images, batch.sizes))
 
     # -- loaders
 
     def _shuffled(self, dataset: Any, groups: Sequence[int] | None = None) -> DataLoader[Any]:
         """Return a loader of training batches, each of one group where there are groups."""
-        return grouped_loader(
+        loader = grouped_loader(
             dataset,
             [0] * len(dataset) if groups is None else groups,
             batch_size=self.batch_size,
@@ -115,6 +112,21 @@ class DenseDataModule(LightningDataModule, ABC):
             epoch=0 if self.trainer is None else self.trainer.current_epoch,
             collate=self.collate(training=True),
         )
+        sampler: Any = loader.sampler
+        if sampler.regrouped:
+            rank_zero_info(
+                f"group_by_aspect: {sampler.regrouped} of {len(dataset)} training images are tall "
+                f"or wide ones too few to fill a batch of {sampler.global_batch}; their batches "
+                "mix both."
+            )
+        remainder = len(dataset) - sampler.num_batches() * sampler.global_batch
+        if remainder > len(dataset) // 10:
+            rank_zero_info(
+                f"batch_size: each epoch trains on {len(dataset) - remainder} of {len(dataset)} "
+                f"images, other ones each time: {remainder} do not fill a batch of "
+                f"{sampler.global_batch}."
+            )
+        return loader
 
     def _in_order(self, dataset: Any) -> DataLoader[Any]:
         return exact_loader(
@@ -123,3 +135,49 @@ class DenseDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             collate=self.collate(training=False),
         )
+
+
+class FolderImages(Dataset[Any]):
+    """Images of a folder, without annotations.
+
+    Args:
+        folder: Searched recursively for images.
+        transform: Resizes.
+        sample: Makes a sample of a resized image, its stored size, its index and its path.
+
+    Raises:
+        DataError: If there are none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        transform: v2.Transform,
+        sample: Callable[[Tensor, tuple[int, int], int, str], Any],
+    ) -> None:
+        self.paths = images_to_predict(folder)
+        self.transform = transform
+        self.sample = sample
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        path = str(self.paths[index])
+        image = read_image(path, index=index)
+        height, width = image.shape[1:]
+        return self.sample(self.transform(image), (height, width), index, path)
+
+
+def check_minimum(**arguments: tuple[float, float]) -> None:
+    """Refuse an argument below its minimum.
+
+    Args:
+        arguments: Value and minimum of each.
+
+    Raises:
+        ConfigError: If one is.
+    """
+    for key, (value, minimum) in arguments.items():
+        if value < minimum:
+            raise invalid(key, value, f"at least {minimum}")

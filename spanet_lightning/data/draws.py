@@ -30,6 +30,11 @@ class Draw(NamedTuple):
     number: int
     seed: int
 
+    @classmethod
+    def of(cls, item: Draw | int) -> Draw:
+        """Return a draw of a number alone, as from Lightning's sampler for `overfit_batches`."""
+        return item if isinstance(item, Draw) else cls(item, entropy(item))
+
     @contextmanager
     def seeded(self) -> Iterator[None]:
         """Draw the random numbers of torch, numpy and Python by the seed.

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from spanet_lightning.data.draws import Drawn
 from spanet_lightning.data.samplers import (
     EpochShuffle,
-    ExactShare,
     GroupedShuffle,
-    TrainingSampler,
     processes,
 )
 from spanet_lightning.data.workers import SteadyLoader
@@ -40,7 +39,7 @@ class ResumableLoader(SteadyLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin the next pass after the batches that the state counts."""
         batches = int(state.get(BATCH, 0))
-        if isinstance(self.sampler, TrainingSampler):
+        if isinstance(self.sampler, EpochShuffle):
             self.sampler.skip(batches)
         elif batches:
             rank_zero_warn(  # trainer.overfit_batches puts a sampler of its own there
@@ -184,7 +183,10 @@ def exact_loader(
     return SteadyLoader(
         Stream(dataset) if isinstance(dataset, IterableDataset) else dataset,
         batch_size=batch_size,
-        sampler=None if stream else ExactShare(size),
+        # One of torch's by type, which Lightning leaves alone: its own repeats samples.
+        sampler=None
+        if stream
+        else UnrepeatedDistributedSampler(dataset, *processes(), shuffle=False),
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
@@ -192,7 +194,7 @@ def exact_loader(
 
 
 def _shuffled(
-    dataset: Dataset[Any], sampler: TrainingSampler, num_workers: int, collate: Collate | None
+    dataset: Dataset[Any], sampler: EpochShuffle, num_workers: int, collate: Collate | None
 ) -> ResumableLoader:
     return ResumableLoader(
         dataset,
@@ -207,7 +209,7 @@ def _shuffled(
     )
 
 
-def _too_few(batch_size: int, images: str, sampler: TrainingSampler) -> DataError:
+def _too_few(batch_size: int, images: str, sampler: EpochShuffle) -> DataError:
     count = sampler.num_replicas
     each = f", on each of {count} processes" if count > 1 else ""
     return DataError(f"batch_size: got {batch_size}, expected at most {images}{each}")

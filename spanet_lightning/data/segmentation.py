@@ -1,67 +1,170 @@
-"""Images with the class of every pixel, in folders as ADE20K has them."""
+"""Images with the class of every pixel, as masks in folders."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from spanet_lightning.data import class_lists
 from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
-from spanet_lightning.data.checks import SampleError, split_folder
-from spanet_lightning.data.dense import DenseDataModule
-from spanet_lightning.data.faults import refuse
-from spanet_lightning.data.images import read_mask
+from spanet_lightning.data.batches import Collate, SegmentationSample
+from spanet_lightning.data.checks import SampleError
+from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_minimum
+from spanet_lightning.data.draws import Draw
+from spanet_lightning.data.faults import Fault, refuse
+from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo
-from spanet_lightning.data.listing import list_images, pair_by_stem
-from spanet_lightning.data.loaders import Collate
+from spanet_lightning.data.listing import Listing, Paired, list_images, pair_by_stem, stem
 from spanet_lightning.data.manifest import DataIdentity, digest_files
+from spanet_lightning.data.masks import MaskClasses, Survey, classes_of, ranges, survey
 from spanet_lightning.data.normalize import MEAN, STD, Channels
-from spanet_lightning.data.padding import Padding
-from spanet_lightning.data.segmentation_images import (
-    EvalPairs,
-    FolderImages,
-    Pair,
-    Pairs,
-    TrainPairs,
-    reduced,
-)
-from spanet_lightning.data.segmentation_transforms import (
-    IGNORED,
-    SegmentationAugmentation,
-    evaluation,
-)
-from spanet_lightning.errors import DataError, invalid
+from spanet_lightning.data.transforms import IGNORED, Fit, SegmentationAugmentation
+from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
+
+MaskSize = Literal["same", "resize"]
+_SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid"), "test": ("test",)}
+_IMAGES = ("images", "JPEGImages", "imgs")
+_MASKS = ("annotations", "SegmentationClass", "masks", "labels")
+
+
+class MaskFolders(NamedTuple):
+    """Where a data set has its images and masks.
+
+    Attributes:
+        root: The data set.
+        images: Folder of images: of all, or of one folder per split.
+        masks: Folder of masks, likewise.
+        lists: Folder with a list of names per split, as VOC's `ImageSets/Segmentation`.
+    """
+
+    root: Path
+    images: str
+    masks: str
+    lists: Path | None
+
+    @classmethod
+    def find(cls, root: Path, images: str | None = None, masks: str | None = None) -> MaskFolders:
+        """Return the folders of a data set, those not given by their usual names.
+
+        Raises:
+            DataError: If one is missing.
+        """
+        if not root.is_dir():
+            raise DataError(f"root: found no folder at {root}, expected one of a data set")
+        found = []
+        for key, given, usual in (("images", images, _IMAGES), ("annotations", masks, _MASKS)):
+            names = usual if given is None else (given,)
+            name = next((n for n in names if (root / n).is_dir()), None)
+            if name is None:
+                present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+                raise DataError(
+                    f"{key}: found no folder at {root / names[0]}, expected one of images of each "
+                    f"split{did_you_mean(names[0], present)}"
+                )
+            found.append(name)
+        folders = (root / "ImageSets" / "Segmentation", root / "ImageSets")
+        lists = next((f for f in folders if any(f.glob("*.txt"))), None)
+        return cls(root, found[0], found[1], lists)
+
+    @classmethod
+    def exist(cls, root: Path) -> bool:
+        """Whether a folder has images and masks."""
+        try:
+            return bool(cls.find(root).splits())
+        except DataError:
+            return False
+
+    def splits(self) -> list[str]:
+        """Return the names of all splits."""
+        if self.lists is not None:
+            return sorted(file.stem for file in self.lists.glob("*.txt"))
+        folders = (self.root / self.images).iterdir()
+        return sorted(f.name for f in folders if f.is_dir() and not f.name.startswith("."))
+
+    def pair(self, split: str, key: str = "split") -> Paired:
+        """Return the images of a split with their masks.
+
+        Args:
+            split: Name of the split.
+            key: Argument that named it, for messages.
+
+        Raises:
+            DataError: If a folder is missing or has no image.
+        """
+        present = self.splits()
+        if split not in present:
+            where = self.lists or self.root / self.images
+            raise DataError(
+                f"{key}: got {split!r}, which {where} lacks, expected one of "
+                f"{', '.join(map(repr, present))}{did_you_mean(split, present)}"
+            )
+        below = "" if self.lists is not None else split
+        images, masks = (
+            list_images(self.root / kind / below, key, self.root)
+            for kind in (self.images, self.masks)
+        )
+        if self.lists is None:
+            return pair_by_stem(images, masks)
+        file = self.lists / f"{split}.txt"
+        wanted = [line.split()[0] for line in file.read_text("utf-8").splitlines() if line.strip()]
+        paired = pair_by_stem(_only(images, wanted), _only(masks, wanted))
+        stems = {stem(name) for name in images.names}
+        missing = [
+            Fault("missing image", str(images.folder / name), "", f"{file} names it")
+            for name in wanted
+            if name not in stems
+        ]
+        return paired._replace(faults=[*paired.faults, *missing])
+
+
+def _only(listing: Listing, stems: list[str]) -> Listing:
+    wanted = set(stems)
+    return replace(listing, names=tuple(n for n in listing.names if stem(n) in wanted))
 
 
 class SegmentationFoldersDataModule(DenseDataModule):
     """Semantic segmentation on folders of images and of masks with the same names.
 
-    `images/<split>/NAME.jpg` has its mask at `annotations/<split>/NAME.png`: one integer a pixel,
-    255 for pixels that do not count. Names of classes are read from `objectInfo150.txt`,
-    `classes.csv` or `classes.txt` in the root, if there is one.
+    Reads `images/SPLIT/NAME.jpg` with `annotations/SPLIT/NAME.png` (ADE20K; `masks` or `labels` are
+    found as well), and VOC's `JPEGImages`, `SegmentationClass` and `ImageSets`. A mask has one
+    integer per pixel, or the index of a palette; 255 does not count. With `palette.yaml` (`name:
+    [r, g, b]` for each class) or CVAT's `labelmap.txt` in the root, masks are read by colour, and
+    `name: 255` in it names a grey level. Other names of classes are read from
+    `objectInfo150.txt`, `classes.csv` or `classes.txt`.
 
     The defaults of augmentation are those of the published ADE20K runs.
 
     Args:
         root: Folder of the data.
-        train_split: Split to train on.
-        val_split: Split that steers the run.
-        test_split: Split to test on; null is `val_split`.
-        predict_root: Folder of images to predict, searched through; null predicts the test split.
-        images: Folder of the images, below the root.
-        annotations: Folder of the masks, below the root.
+        train_split: Split to train on; null is "training" or "train".
+        val_split: Split to validate on; null is "validation", "val" or "valid".
+        test_split: Split to test on; null is "test", or else the validation split.
+        predict_root: Folder of images to predict, searched recursively; null predicts the test
+            split.
+        images: Folder of the images, below the root; null finds it.
+        annotations: Folder of the masks, below the root; null finds it.
         reduce_zero_label: Whether 0 in a mask does not count and classes begin at 1, as ADE20K has
-            it: 0 becomes 255, all others one less.
-        classes_file: List of the classes, below the root; null looks for the usual names.
-        num_classes: Classes that count; null takes them from the list of classes, or without one
-            from the masks, which are all read for that.
+            it; null follows the class list (one that begins at 1, or calls 0 void), without one
+            the masks: 0 is a class if it occurs.
+        masks: What to do with a mask whose size is not its image's: "same" refuses it, "resize"
+            scales it to the image, which must have the same aspect ratio.
+        classes_file: Class list, below the root; null looks for the usual names.
+        num_classes: Classes that count; null takes them from the class list, or without one from
+            the masks, which are all read for that.
         crop_size: Height and width of a training image, in pixels.
         long_side: Limit of an image's longer side, in pixels.
-        short_side: Limit of its shorter side, in pixels.
+        short_side: Limit of its shorter side, in pixels. Images are resized without antialiasing.
         scale: Range of the factor of both limits in training.
         hflip: Probability of a horizontal flip.
         photometric: Whether to distort colours in training.
@@ -73,8 +176,8 @@ class SegmentationFoldersDataModule(DenseDataModule):
         num_workers: Processes that load, on each device; 0 loads in the training process.
         on_bad_sample: What to do with pairs that can't be used (unreadable, of unequal size, values
             beyond the classes): "fail" at the first, by name, or "skip": read all once beforehand,
-            and leave them out.
-        max_bad_samples: Largest share of a split that "skip" may leave out; one always may be.
+            and exclude them.
+        max_bad_samples: Largest share of a split that "skip" may exclude; one always may be.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -83,13 +186,14 @@ class SegmentationFoldersDataModule(DenseDataModule):
     def __init__(
         self,
         root: str,
-        train_split: str = "training",
-        val_split: str = "validation",
+        train_split: str | None = None,
+        val_split: str | None = None,
         test_split: str | None = None,
         predict_root: str | None = None,
-        images: str = "images",
-        annotations: str = "annotations",
-        reduce_zero_label: bool = True,
+        images: str | None = None,
+        annotations: str | None = None,
+        reduce_zero_label: bool | None = None,
+        masks: MaskSize = "same",
         classes_file: str | None = None,
         num_classes: int | None = None,
         crop_size: int = 512,
@@ -108,94 +212,93 @@ class SegmentationFoldersDataModule(DenseDataModule):
     ) -> None:
         super().__init__(mean, std, batch_size, eval_batch_size, num_workers)
         self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
-        for key, number, least in (
-            ("crop_size", crop_size, 32),
-            ("short_side", short_side, 32),
-            ("long_side", long_side, short_side),
-        ):
-            if number < least:
-                raise invalid(key, number, f"at least {least}")
+        check_minimum(crop_size=(crop_size, 32), short_side=(short_side, 32))
+        check_minimum(long_side=(long_side, short_side))
         if num_classes is not None and not 2 <= num_classes <= IGNORED:
             raise invalid("num_classes", num_classes, f"null, or 2 to {IGNORED}")
         if not 0 < scale[0] <= scale[1]:
             raise invalid("scale", scale, "a range of numbers above 0")
         if not 0 <= hflip <= 1:
             raise invalid("hflip", hflip, "a number in [0, 1]")
+        if masks not in get_args(MaskSize):
+            raise invalid_choice("masks", masks, get_args(MaskSize))
         self.root = root
-        self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
+        self._given = {"train": train_split, "val": val_split, "test": test_split}
         self.predict_root = predict_root
         self.images = images
         self.annotations = annotations
         self.reduce_zero_label = reduce_zero_label
+        self.resize_masks = masks == "resize"
         self.classes_file = classes_file
         self._num_classes = num_classes
         self.crop_size = crop_size
         self.augmentation = SegmentationAugmentation(
             crop_size, long_side, short_side, scale, hflip, photometric
         )
-        self.eval_transform = evaluation(long_side, short_side)
-        self._datasets: dict[str, Pairs] = {}
+        self.eval_transform = Fit(long_side, [short_side])
+        self._pairs: dict[str, Pairs] = {}
+        self._surveys: dict[str, Survey] = {}
 
     # -- what the data is
 
     @cached_property
-    def _listed(self) -> class_lists.ClassList | None:
-        """The classes by their label, where a file lists them."""
-        found = class_lists.find(Path(self.root), self.classes_file)
-        if found is None:
-            return None
-        listed = class_lists.read(found)
-        first = min(listed.names)
-        # A list that begins with 1 is of the classes that count, as ADE20K's own is.
-        shift = 1 if self.reduce_zero_label else 0
-        names = {value - shift: name for value, name in listed.names.items() if value >= shift}
-        if sorted(names) != list(range(len(names))):
-            raise DataError(
-                f"{found}: got ids from {first} to {max(listed.names)}, expected every number from "
-                f"{shift} (reduce_zero_label is {str(self.reduce_zero_label).lower()})"
-            )
-        colours = {value - shift: colour for value, colour in listed.colours.items()}
-        return class_lists.ClassList(names, colours)
-
-    @property
-    def lists_classes(self) -> bool:
-        """Whether a file lists the classes."""
-        return self._listed is not None
+    def folders(self) -> MaskFolders:
+        """Where the images and masks are."""
+        return MaskFolders.find(Path(self.root), self.images, self.annotations)
 
     @cached_property
+    def class_list(self) -> class_lists.ClassList | None:
+        """The class list, if the data set has one."""
+        file = class_lists.find(Path(self.root), self.classes_file)
+        return None if file is None else class_lists.read(file)
+
+    @cached_property
+    def classes(self) -> MaskClasses:
+        """The classes of pixels that count."""
+        values: Counter[int] | None = None
+        if self.class_list is None:
+            if self._num_classes is None:
+                rank_zero_info(
+                    f"Reading all masks of {self.root} to count their classes; data.num_classes, "
+                    "or a class list, saves that."
+                )
+            values = Counter()
+            present = set(self.folders.splits())
+            names = [name for name in ("train", "val") if self.split(name) in present] or ["test"]
+            for name in names:
+                values += self._survey(name).pixels
+        classes = classes_of(
+            self.class_list, self.reduce_zero_label, self._num_classes, values, self.root
+        )
+        count = len(classes.names)
+        if self._num_classes not in (None, count):
+            raise invalid("num_classes", self._num_classes, f"{count}, as many as are listed")
+        if count < 2:
+            raise DataError(f"classes_file: got {count} classes that count, expected two or more")
+        return classes
+
+    @property
     def num_classes(self) -> int:
         """Number of classes that count."""
-        listed = self._listed
-        if self._num_classes is not None:
-            if listed is not None and len(listed.names) != self._num_classes:
-                raise invalid(
-                    "num_classes", self._num_classes, f"{len(listed.names)}, as many as are listed"
-                )
-            return self._num_classes
-        return self._counted() if listed is None else len(listed.names)
+        return len(self.classes.names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class; its number where no list names it."""
-        if self._listed is None:
-            return tuple(map(str, range(self.num_classes)))
-        return tuple(self._listed.names[label] for label in range(self.num_classes))
+        return self.classes.names
 
     @property
     def palette(self) -> list[class_lists.Colour]:
-        """Colour of each class: that of the list of classes, or a well-told one."""
-        own = class_lists.palette(self.num_classes)
-        given = {} if self._listed is None else self._listed.colours
-        return [given.get(label, colour) for label, colour in enumerate(own)]
+        """Colour of each class: that of the class list, or a distinct one."""
+        return list(self.classes.palette)
 
     @property
     def info(self) -> DataInfo:
         """Classes with their values in masks and their colours, and the normalisation."""
-        shift = 1 if self.reduce_zero_label else 0
         return DataInfo(
             classes=self.class_names,
-            ids=tuple(range(shift, self.num_classes + shift)),
-            palette=tuple(self.palette),
+            ids=self.classes.codes,
+            palette=self.classes.palette,
             mean=self.normalize.mean,
             std=self.normalize.std,
         )
@@ -205,18 +308,28 @@ class SegmentationFoldersDataModule(DenseDataModule):
         """Folder that the images to predict are in."""
         if self.predict_root is not None:
             return Path(self.predict_root)
-        return Path(self.root) / self.images / self.splits["test"]
+        base = Path(self.root) / self.folders.images
+        return base if self.folders.lists is not None else base / self.split("test")
+
+    def split(self, name: str) -> str:
+        """Return the name in the data set of "train", "val" or "test"."""
+        given = self._given[name]
+        if given is not None:
+            return given
+        present = self.folders.splits()
+        found = next((split for split in _SPLITS[name] if split in present), None)
+        return found or (self.split("val") if name == "test" else _SPLITS[name][0])
 
     def identity(self) -> DataIdentity:
         """Return what data this is, of the splits that were set up."""
         root = Path(self.root)
-        files = [file for pairs in self._datasets.values() for pair in pairs.pairs for file in pair]
+        files = [file for pairs in self._pairs.values() for pair in pairs.pairs for file in pair]
         listed = class_lists.find(root, self.classes_file)
         return DataIdentity(
             name=root.resolve().name,
             source=self.root,
             digest=digest_files(root, files, [] if listed is None else [listed]),
-            images={name: len(pairs) for name, pairs in self._datasets.items()},
+            images={name: len(pairs) for name, pairs in self._pairs.items()},
             classes=self.num_classes,
             covers="the list of classes, names and sizes of images and masks, contents of a sample",
         )
@@ -227,84 +340,188 @@ class SegmentationFoldersDataModule(DenseDataModule):
         """List the images and masks of the splits that `stage` reads.
 
         Raises:
-            DataError: If a folder is missing or empty, or an image has no mask.
+            DataError: If a folder is missing or empty, an image has no mask, masks have values that
+                are no class, or there is nothing to train on or to score.
         """
         if stage == "predict" and self.predict_root is not None:
             return
-        names = {"fit": ("train", "val"), "validate": ("val",)}
-        for name in names.get(stage, ("test",)):
-            if name not in self._datasets:
-                pairs = Pairs(self._pairs(name), self.num_classes, self.reduce_zero_label)
+        names = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        for name in names:
+            if name not in self._pairs:
+                pairs = Pairs(self._paired(name), self.classes, self.resize_masks)
                 files = [(str(image), str(mask)) for image, mask in pairs.pairs]
-                settings = [self.num_classes, self.reduce_zero_label]
-                numbers = range(len(pairs))
-                pairs.keep(
-                    self.bad_samples.kept(self.splits[name], numbers, files, pairs.read, settings)
+                settings = [self.classes.codes, sorted(self.classes.ignored), self.resize_masks]
+                pairs.select(
+                    self.bad_samples.kept(
+                        self.split(name), range(len(pairs)), files, pairs.read, settings
+                    )
                 )
-                self._datasets[name] = pairs
+                self._pairs[name] = pairs
+                if stage != "predict":
+                    self._check_values(name)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented."""
-        return self._shuffled(TrainPairs(self._datasets["train"], self.augmentation))
+        return self._shuffled(MaskedImages(self._pairs["train"], self.augmentation))
 
     def collate(self, *, training: bool) -> Collate:
-        """Return what makes a batch of a list of samples."""
+        """Return the function that makes a batch of a list of samples."""
         # Images smaller than the crop are padded to it, as their masks are.
-        crop = self.crop_size if training else 0
-        return Padding(multiple=1, least=(crop, crop)).segmentation
+        return Collate(multiple=1, min_size=self.crop_size if training else 0)
 
-    def evaluated(self, split: str) -> EvalPairs:
+    def evaluated(self, split: str) -> MaskedImages:
         """Return the images of a split as they are evaluated."""
-        return EvalPairs(self._datasets[split], self.eval_transform)
+        return MaskedImages(self._pairs[split], self.eval_transform)
 
-    def predicted(self) -> EvalPairs | FolderImages:
+    def predicted(self) -> MaskedImages | FolderImages:
         """Return the images of `predict_root`, or the test images without it."""
         if self.predict_root is None:
             return self.evaluated("test")
-        return FolderImages(Path(self.predict_root), self.eval_transform)
+        return FolderImages(Path(self.predict_root), self.eval_transform, _unlabelled)
 
     # -- reading
 
-    def _folder(self, kind: str, name: str) -> Path:
-        """Return the folder of the images or masks of a split."""
-        root = Path(self.root)
-        if not root.is_dir():
-            raise DataError(f"root: found no folder at {self.root}, expected one of a data set")
-        parent = root / kind
-        if not parent.is_dir():
-            key = "images" if kind == self.images else "annotations"
-            raise DataError(f"{key}: found no folder at {parent}, expected one with the splits")
-        return split_folder(str(parent), self.splits[name], f"{name}_split")
-
-    def _pairs(self, name: str) -> list[Pair]:
+    def _paired(self, name: str) -> list[tuple[Path, Path]]:
         """Return each image of a split with its mask."""
-        folder, masks = self._folder(self.images, name), self._folder(self.annotations, name)
-        root = Path(self.root)
-        key = f"{name}_split"
-        paired = pair_by_stem(list_images(folder, key, root), list_images(masks, key, root))
+        paired = self.folders.pair(self.split(name), f"{name}_split")
         refuse(iter(paired.faults), f"spanet data check {self.root}")
+        if not paired.pairs:
+            raise DataError(f"{name}_split: {self.split(name)!r} of {self.root} has no images")
         return paired.pairs
 
-    def _counted(self) -> int:
-        """Return the number of classes that the masks themselves show."""
-        names = [name for name in ("train", "val") if self._has(name)] or ["val"]
-        pairs = [pair for name in names for pair in self._pairs(name)]
-        rank_zero_info(
-            f"Reading {len(pairs)} masks to count their classes; data.num_classes, or a list of "
-            f"classes in {self.root}, saves that."
-        )
-        largest = 0
-        for _, file in pairs:
-            try:
-                mask = reduced(read_mask(file), self.reduce_zero_label)
-            except SampleError:
-                if self.bad_samples.skips:  # left out, once the classes are known
-                    continue
-                raise
-            found = mask[mask != IGNORED]
-            if len(found):
-                largest = max(largest, int(found.max()))
-        return max(2, largest + 1)
+    def _survey(self, name: str) -> Survey:
+        if name not in self._surveys:
+            listed = self.class_list
+            self._surveys[name] = survey(
+                [mask for _, mask in self._paired(name)],
+                listed is not None and listed.by_colour,
+                skip_bad=self.bad_samples.skips,
+                whole=listed is None and self._num_classes is None,
+            )
+        return self._surveys[name]
 
-    def _has(self, name: str) -> bool:
-        return (Path(self.root) / self.images / self.splits[name]).is_dir()
+    def _check_values(self, name: str) -> None:
+        """Refuse masks without a pixel that counts; print which classes and values occur."""
+        found, classes = self._survey(name), self.classes
+        pixels = {code: found.pixels[code] for code in classes.codes}
+        where = f"{found.read} masks of {self.split(name)}"
+        if found.read < found.total:
+            where = f"a sample of {where}"
+        if found.conflict is not None:
+            if self.class_list is None:
+                raise DataError(
+                    f"annotations: {found.conflict}; list the classes in {self.root}/palette.yaml "
+                    "to read masks by colour, or in classes.txt if the indices are right"
+                )
+            rank_zero_info(f"{found.conflict}: masks are read by index, not by colour.")
+        unknown = sorted(set(found.pixels) - {*classes.codes, *classes.ignored})
+        if unknown and not self.bad_samples.skips:
+            classes.read(found.files[unknown[0]])  # raises the error that names it
+        if found.read and not any(pixels.values()):
+            values = "" if classes.by_colour else f", only the values {ranges(found.pixels)}"
+            raise DataError(
+                f"{name}_split: {where} have no pixel of a class{values}, which do not count"
+            )
+        ignored = sorted(set(found.pixels) & classes.ignored)
+        if ignored and not classes.by_colour:
+            total = sum(found.pixels.values())
+            shares = (f"{code} ({found.pixels[code] / total:.1%})" for code in ignored)
+            rank_zero_info(f"Values that do not count in {where}: {', '.join(shares)}.")
+        absent = [
+            n for n, code in zip(classes.names, classes.codes, strict=True) if not pixels[code]
+        ]
+        if absent:
+            more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+            rank_zero_info(
+                f"{len(absent)} of {len(classes.names)} classes have no pixel in {where}: "
+                f"{', '.join(absent[:10])}{more}."
+            )
+
+
+class Pairs:
+    """Images with their masks, as stored.
+
+    Args:
+        pairs: Paths of each.
+        classes: The classes of masks.
+        resize: Whether a mask of another size is scaled to its image.
+
+    Attributes:
+        numbers: Number of each pair as listed, before any was excluded.
+    """
+
+    def __init__(
+        self, pairs: list[tuple[Path, Path]], classes: MaskClasses, resize: bool = False
+    ) -> None:
+        self.pairs = pairs
+        self.numbers: list[int] = list(range(len(pairs)))
+        self.classes = classes
+        self.resize = resize
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, number: int) -> SegmentationSample:
+        """Read an image and its mask.
+
+        Raises:
+            SampleError: If one can't be read, they differ in size, or a value is of no class.
+        """
+        path, file = self.pairs[number]
+        index = self.numbers[number]
+        mask = self.classes.read(file, index)
+        (mask_h, mask_w) = mask.shape
+        image = read_image(path, (mask_h, mask_w), index)
+        height, width = image.shape[1:]
+        if image.shape[1:] != mask.shape:
+            fits = abs(width * mask_h / height - mask_w) <= 1
+            if not (self.resize and fits):
+                hint = "; masks: resize scales it" if fits else ""
+                raise SampleError(
+                    f"mask {file} (index {index}): got {mask_w}×{mask_h} px, expected "
+                    f"{width}×{height} as {path}{hint}"
+                )
+            labels = tv_tensors.Mask(mask[None])
+            mask = F.resize(labels, [height, width]).as_subclass(Tensor)[0]
+        return SegmentationSample(image, mask, str(path))
+
+    def select(self, numbers: list[int]) -> None:
+        """Exclude all but some pairs, given by their numbers."""
+        self.pairs = [self.pairs[number] for number in numbers]
+        self.numbers = list(numbers)
+
+
+class MaskedImages(Dataset[SegmentationSample]):
+    """Images with masks: augmented by the seed of each `Draw`, or to evaluate on.
+
+    Args:
+        pairs: What is stored.
+        transform: The augmentation; in evaluation, a resize of the image: masks stay as they are.
+    """
+
+    def __init__(self, pairs: Pairs, transform: SegmentationAugmentation | v2.Transform) -> None:
+        self.pairs = pairs
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, item: Draw | int) -> SegmentationSample:
+        draw = Draw.of(item)
+        sample = self.pairs.read(draw.number)
+        if not isinstance(self.transform, SegmentationAugmentation):
+            return sample._replace(image=self.transform(sample.image))
+        with draw.seeded():
+            image, mask = self.transform(sample.image, sample.mask)
+        return sample._replace(image=image, mask=mask)
+
+
+def _unlabelled(
+    image: Tensor,
+    size: tuple[int, int],
+    index: int,  # noqa: ARG001 - ids of detection are made of it
+    path: str,
+) -> SegmentationSample:
+    """Return the sample of an image without a mask: none of its pixels counts."""
+    mask = torch.full(size, IGNORED, dtype=torch.int64)
+    return SegmentationSample(image, mask, path)
