@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from spanet_lightning.data import digits, rle
-from spanet_lightning.data.scenes import Scene, draw
+from spanet_lightning.data.digit_scenes import Scene, make_scene
 
 CATEGORY_IDS = tuple(range(3, 33, 3))  # neither from 1 nor without gaps
 
 
 def scene(number: int, size: int = 96) -> Scene:
     images, labels = digits.load()
-    return draw([7, number], images, labels, size, 4)
+    return make_scene([7, number], images, labels, size, 4)
 
 
 def save(pixels: torch.Tensor, path: Path) -> None:

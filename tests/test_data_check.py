@@ -64,15 +64,15 @@ RECORDS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "category without name": ("malformed category", lambda d: d["categories"][0].pop("name")),
     "image id twice": ("duplicate image id", twice("images", file_name="001.jpg")),
     "image file twice": ("duplicate image file", twice("images", id=5)),
-    "image of text size": ("malformed image", lambda d: d["images"][0].update(width="96")),
+    "image of text size": ("malformed image", lambda d: d["images"][0].update(width="wide")),
     "image without pixels": ("malformed image", lambda d: d["images"][1].update(width=0)),
     "annotation id twice": ("duplicate annotation id", twice("annotations")),
     "orphan": ("unknown image", setting(image_id=11)),
     "no annotation": ("malformed annotation", lambda d: d["annotations"].append(3)),
     "crowd of 2": ("malformed annotation", setting(iscrowd=2)),
     "area below 0": ("malformed annotation", setting(area=-1)),
-    "no box": ("empty box", lambda d: first(d).pop("bbox")),
-    "box of nothing": ("empty box", setting(bbox=[])),
+    "no box": ("empty box", setting(bbox=None, segmentation=None)),
+    "box of nothing": ("empty box", setting(bbox=[], segmentation=[])),
     "box of three": ("malformed box", setting(bbox=[1, 2, 3])),
     "NaN box": ("box not finite", setting(bbox=[1, 2, float("nan"), 4])),
     "endless box": ("box not finite", setting(bbox=[1, 2, float("inf"), 4])),
@@ -83,7 +83,7 @@ RECORDS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "all beyond": ("box outside the image", setting(bbox=[500, 500, 3, 4])),
     "before": ("box outside the image", setting(bbox=[-5, 2, 30, 4])),
     "no segmentation": ("empty segmentation", setting(segmentation=[])),
-    "two points": ("bad segmentation", setting(segmentation=[[1, 1, 2, 2]])),
+    "two points": ("empty segmentation", setting(segmentation=[[1, 1, 2, 2]])),
     "odd polygon": ("bad segmentation", setting(segmentation=[[1, 1, 2, 2, 3, 3, 4]])),
     "NaN polygon": ("bad segmentation", setting(segmentation=[[1, 1, 2, 2, 3, float("nan")]])),
     "flat text": ("bad segmentation", setting(segmentation="rle")),
@@ -160,7 +160,7 @@ def test_faults_of_image_files_are_all_listed(
     }
     assert {f["item"] for f in found["faults"]} == {"image 10", "image 20", "image 30", "image 80"}
     data = CocoDataModule(str(coco), **dense_sets.COCO_FOLDERS)
-    with pytest.raises(DataError, match=r"001\.jpg: missing image"):
+    with pytest.raises(DataError, match=r"001\.jpg: image 10: missing image"):
         data.setup("fit")
 
 
@@ -175,7 +175,7 @@ def test_a_truncated_image_stops_training(coco: Path) -> None:
 def test_other_categories_and_broken_json_are_found(
     coco: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dense_sets.edit(coco, "val", lambda document: document["categories"].pop())
+    dense_sets.edit(coco, "val", lambda document: document["categories"][9].update(name="10"))
     (coco / "annotations" / "instances_test.json").write_text("{")
     (coco / "annotations" / "captions.json").write_text("{}")
     found = checked(coco, capsys)[1]
@@ -188,7 +188,7 @@ def test_faults_of_masks_are_all_listed(masks: Path, capsys: pytest.CaptureFixtu
     assert checked(masks, capsys)[0] == 0
     folder = masks / "annotations" / "training"
     (folder / "1.png").unlink()
-    Image.new("RGB", (96, 80)).save(folder / "2.png")
+    Image.new("RGB", (96, 80), "red").save(folder / "2.png")
     Image.new("L", (96, 81)).save(folder / "3.png")
     plant(folder / "4.png", 11)
     cut(masks / "images" / "validation" / "5.jpg")
@@ -212,8 +212,8 @@ def test_faults_of_masks_are_all_listed(masks: Path, capsys: pytest.CaptureFixtu
     [
         (lambda f: (f / "1.png").unlink(), r"1\.jpg: missing mask: image without a mask"),
         (
-            lambda f: Image.new("RGB", (96, 80)).save(f / "1.png"),
-            r"1\.png \(index 0\): got pixels of mode RGB",
+            lambda f: Image.new("RGB", (96, 80), "red").save(f / "1.png"),
+            r"1\.png \(index 0\): got colours such as",
         ),
         (
             lambda f: Image.new("L", (9, 9)).save(f / "1.png"),
@@ -221,11 +221,11 @@ def test_faults_of_masks_are_all_listed(masks: Path, capsys: pytest.CaptureFixtu
         ),
         (
             lambda f: plant(f / "1.png", 11),
-            r"1\.png \(index 0\): got the value 11, expected 1 to 10",
+            r"1\.png \(index 0\): got the value 11 at 1 px, expected 1 to 10",
         ),
         (
             lambda f: plant(f / "1.png", 256),
-            r"1\.png \(index 0\): got the value 256, expected 1 to 10",
+            r"1\.png \(index 0\): got the value 256 at 1 px, expected 1 to 10",
         ),
     ],
 )
@@ -245,7 +245,7 @@ def test_classes_may_be_given_by_number(masks: Path, capsys: pytest.CaptureFixtu
     (masks / "classes.csv").unlink()
     code, found = checked(masks, capsys)
     assert code == 0
-    assert "no list of classes" in found["notes"][0]
+    assert found["notes"] == ["classes without a pixel: 2, 6"]
     code, found = checked(masks, capsys, "--num-classes", "2")
     assert code == 1
     assert set(found["counts"]) == {"value beyond the classes"}

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-from spanet_lightning.data import DigitsDataModule, loaders, samplers
+from spanet_lightning.data import DigitsDataModule, loaders
 from spanet_lightning.data.draws import Draw, Drawn, spread, uniform
 from spanet_lightning.data.loaders import BATCH, drawn_loader, exact_loader
-from spanet_lightning.data.samplers import EpochShuffle, ExactShare, GroupedShuffle
+from spanet_lightning.data.samplers import EpochShuffle, GroupedShuffle
 from spanet_lightning.errors import DataError
 
 GROUPS = [0, 1, 1] * 7 + [0] * 4  # 11 and 14
@@ -97,11 +97,15 @@ def test_no_image_sits_out_every_epoch(sampler) -> None:
     assert set(seen) == set(range(len(GROUPS)))
 
 
-@pytest.mark.parametrize("size", [1, 7, 8])
-def test_evaluation_sees_each_sample_once(size: int) -> None:
-    shares = [ExactShare(size, 3, rank) for rank in range(3)]
-    assert sorted(i for share in shares for i in share) == list(range(size))
-    assert sum(map(len, shares)) == size
+def test_a_group_that_fills_no_batch_joins_the_largest() -> None:
+    """Of 8 wide images and 1 tall one, in batches of two, the tall one would never be seen."""
+    sampler = GroupedShuffle([0] * 8 + [1], 2, num_replicas=1, rank=0)
+    assert sampler.regrouped == 1
+    seen: set[int] = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        seen |= {draw.number for draw in sampler}
+    assert seen == set(range(9))
 
 
 def test_seeds_of_an_epoch_differ_and_numbers_by_them_are_uniform() -> None:
@@ -176,7 +180,7 @@ def test_two_processes_evaluate_each_digit_once(monkeypatch: pytest.MonkeyPatch)
     data.setup("fit")
     images = []
     for rank in (0, 1):
-        monkeypatch.setattr(samplers, "processes", lambda *_, rank=rank: (2, rank))
+        monkeypatch.setattr(loaders, "processes", lambda *_, rank=rank: (2, rank))
         loader = data.val_dataloader()
         assert isinstance(loader.sampler, DistributedSampler)
         images += [image for batch, _ in loader for image in batch]

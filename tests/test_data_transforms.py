@@ -10,11 +10,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from spanet_lightning.data import detection_transforms as dt
-from spanet_lightning.data import segmentation_transforms as st
-from spanet_lightning.data.batches import DetectionTarget
+from spanet_lightning.data import transforms
+from spanet_lightning.data.batches import Collate, DetectionTarget
 from spanet_lightning.data.normalize import MEAN, STD, Normalize
-from spanet_lightning.data.padding import Padding
 
 
 def target(boxes: list[list[float]], size: tuple[int, int]) -> DetectionTarget:
@@ -43,12 +41,14 @@ def target(boxes: list[list[float]], size: tuple[int, int]) -> DetectionTarget:
     ],
 )
 def test_sizes_fit_into_1333_by_800(height: int, width: int, expected: tuple[int, int]) -> None:
-    assert dt.fitted(height, width, 1333, 800) == expected
+    assert transforms.fit(height, width, 1333, 800) == expected
 
 
 def test_boxes_and_masks_are_resized_with_their_image() -> None:
     image = torch.zeros(3, 48, 64, dtype=torch.uint8)
-    found, moved = dt.apply(dt.evaluation(128, 96), image, target([[8, 4, 24, 20]], (48, 64)))
+    found, moved = transforms.transform_detection(
+        transforms.Fit(128, [96]), image, target([[8, 4, 24, 20]], (48, 64))
+    )
     assert found.shape == (3, 96, 128)
     assert moved["boxes"].tolist() == [[16, 8, 48, 40]]
     assert moved["masks"].sum() == 32 * 32
@@ -57,15 +57,15 @@ def test_boxes_and_masks_are_resized_with_their_image() -> None:
 
 def test_a_flip_mirrors_boxes_about_the_middle() -> None:
     image = torch.arange(64, dtype=torch.uint8).expand(3, 32, 64)
-    flip = dt.training("flip", 64, 32, (32,), hflip=1.0)
-    found, moved = dt.apply(flip, image, target([[8, 4, 24, 20]], (32, 64)))
+    flip = transforms.detection_training("flip", 64, 32, (32,), hflip=1.0)
+    found, moved = transforms.transform_detection(flip, image, target([[8, 4, 24, 20]], (32, 64)))
     assert torch.equal(found, image.flip(-1))
     assert moved["boxes"].tolist() == [[40, 4, 56, 20]]
     assert moved["masks"][0, 4:20, 40:56].all()
 
 
 def test_crops_have_the_published_sides_and_clip_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    crop = dt.CropBetween(384, 600)
+    crop = transforms.CropBetween(384, 600)
     image = torch.zeros(3, 400, 900, dtype=torch.uint8)
     sides = set()
     for seed in range(300):
@@ -83,7 +83,7 @@ def test_crops_have_the_published_sides_and_clip_boxes(monkeypatch: pytest.Monke
     part = {"top": 10, "left": 20, "height": 30, "width": 40}
     monkeypatch.setattr(crop, "make_params", lambda _: part)
     boxes = [[0, 0, 30, 20], [100, 100, 140, 140], [25, 15, 35, 25]]
-    found, moved = dt.apply(crop, image, target(boxes, (400, 900)))
+    found, moved = transforms.transform_detection(crop, image, target(boxes, (400, 900)))
     assert found.shape == (3, 30, 40)
     assert moved["boxes"].tolist() == [[0, 0, 10, 10], [5, 5, 15, 15]]
     assert moved["labels"].tolist() == [1, 3]
@@ -92,23 +92,23 @@ def test_crops_have_the_published_sides_and_clip_boxes(monkeypatch: pytest.Monke
 
 def test_a_crop_may_be_left_without_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     part = {"top": 0, "left": 0, "height": 10, "width": 10}
-    crop = dt.CropBetween(10, 10)
+    crop = transforms.CropBetween(10, 10)
     monkeypatch.setattr(crop, "make_params", lambda _: part)
-    both = v2.Compose([crop, dt.FitWithin(20, [20])])
+    both = v2.Compose([crop, transforms.Fit(20, [20])])
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
-    _, moved = dt.apply(both, image, target([[20, 20, 30, 30]], (40, 40)))
+    _, moved = transforms.transform_detection(both, image, target([[20, 20, 30, 30]], (40, 40)))
     assert moved["boxes"].shape == (0, 4)
     assert moved["masks"].shape == (0, 20, 20)
 
 
 def test_many_scales_are_the_published_ones_half_of_them_after_a_crop() -> None:
     shorts = tuple(range(480, 801, 32))
-    transform = dt.training("multi_scale_crop", 1333, 800, shorts, hflip=0.5)
+    transform = transforms.detection_training("multi_scale_crop", 1333, 800, shorts, hflip=0.5)
     image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     whole, sizes = 0, set()
     for seed in range(60):
         torch.manual_seed(seed)
-        found, _ = dt.apply(transform, image, target([], (60, 80)))
+        found, _ = transforms.transform_detection(transform, image, target([], (60, 80)))
         height, width = found.shape[1:]
         assert min(height, width) in shorts or max(height, width) == 1333
         whole += abs(width / height - 4 / 3) < 0.002
@@ -120,7 +120,7 @@ def test_many_scales_are_the_published_ones_half_of_them_after_a_crop() -> None:
 def test_padding_is_zero_after_normalisation_at_the_right_and_the_bottom() -> None:
     images = [torch.full((3, 40, 30), 200, dtype=torch.uint8), torch.zeros(3, 20, 50).byte()]
     normalize = Normalize()
-    batch = normalize(Padding().images(images), [(40, 30), (20, 50)])
+    batch = normalize(Collate().pad(images), [(40, 30), (20, 50)])
     assert batch.shape == (2, 3, 64, 64)
     expected = (200 - 255 * np.array(normalize.mean)) / (255 * np.array(normalize.std))
     assert torch.allclose(batch[0, :, 39, 29].double(), torch.from_numpy(expected), atol=1e-5)
@@ -128,7 +128,7 @@ def test_padding_is_zero_after_normalisation_at_the_right_and_the_bottom() -> No
     assert batch[0, :, :, 30:].eq(0).all()
     assert batch[1, :, 20:].eq(0).all()
     assert batch[1, :, :, 50:].eq(0).all()
-    assert Padding(multiple=1, least=(70, 8)).images(images).shape == (2, 3, 70, 50)
+    assert Collate(multiple=1, min_size=70).pad(images).shape == (2, 3, 70, 70)
 
 
 def test_normalising_a_batch_is_normalising_each_image_to_the_last_bit() -> None:
@@ -142,7 +142,7 @@ def test_normalising_a_batch_is_normalising_each_image_to_the_last_bit() -> None
     expected = torch.zeros(3, 3, 64, 64)
     for slot, image, (height, width) in zip(expected, images, sizes, strict=True):
         slot[:, :height, :width] = (image.float() - mean) / std
-    assert torch.equal(Normalize()(Padding().images(images), sizes), expected)
+    assert torch.equal(Normalize()(Collate().pad(images), sizes), expected)
 
 
 # -- segmentation
@@ -151,12 +151,12 @@ def test_normalising_a_batch_is_normalising_each_image_to_the_last_bit() -> None
 def test_one_class_may_not_have_three_quarters_of_a_crop() -> None:
     mask = torch.zeros(10, 10, dtype=torch.int64)
     mask[:, 7:] = 1
-    assert not st.dominated(mask)  # 70 %
+    assert not transforms.is_dominated(mask)  # 70 %
     mask[:, 7:] = 255
-    assert st.dominated(mask)  # of the labelled pixels it has all
+    assert transforms.is_dominated(mask)  # of the labelled pixels it has all
     mask[:, 7:9] = 1
-    assert st.dominated(mask)  # 70 of 90
-    assert st.dominated(torch.full((4, 4), 255))
+    assert transforms.is_dominated(mask)  # 70 of 90
+    assert transforms.is_dominated(torch.full((4, 4), 255))
 
 
 def test_a_crop_is_drawn_again_ten_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,12 +166,14 @@ def test_a_crop_is_drawn_again_ten_times_at_most(monkeypatch: pytest.MonkeyPatch
         tries.append(tuple(part.shape))
         return True
 
-    monkeypatch.setattr(st, "dominated", dominated)
-    top, left, bottom, right = st.random_crop(torch.zeros(20, 12, dtype=torch.int64), 16)
+    monkeypatch.setattr(transforms, "is_dominated", dominated)
+    top, left, bottom, right = transforms.random_crop(torch.zeros(20, 12, dtype=torch.int64), 16)
     assert tries == [(16, 12)] * 10
     assert (bottom - top, left, right) == (16, 0, 12)
-    monkeypatch.setattr(st, "dominated", lambda part: len(tries) < 12 and dominated(part))
-    st.random_crop(torch.zeros(20, 12, dtype=torch.int64), 16)
+    monkeypatch.setattr(
+        transforms, "is_dominated", lambda part: len(tries) < 12 and dominated(part)
+    )
+    transforms.random_crop(torch.zeros(20, 12, dtype=torch.int64), 16)
     assert len(tries) == 12
 
 
@@ -181,7 +183,7 @@ def test_saturation_is_that_of_hsv() -> None:
     image[:, 0, 0] = 0
     image[:, 0, 1] = 90  # grey stays grey
     for share in (0.5, 1.0, 1.5):
-        found = st.saturated(image, share)
+        found = transforms.scale_saturation(image, share)
         for y in range(6):
             for x in range(7):
                 h, s, v = colorsys.rgb_to_hsv(*(image[:, y, x] / 255).tolist())
@@ -195,7 +197,7 @@ def test_distortions_stay_in_their_ranges_and_are_off_as_often_as_on() -> None:
     values = []
     for seed in range(400):
         torch.manual_seed(seed)
-        found = st.distorted(image)
+        found = transforms.distort(image)
         assert len(found.unique()) == 1
         values.append(int(found[0, 0, 0]))
     assert sum(value == 100 for value in values) == pytest.approx(100, abs=30)  # a quarter
@@ -211,7 +213,7 @@ def test_an_augmented_mask_stays_on_its_image() -> None:
     coarse = torch.from_numpy(rng.integers(0, 4, (6, 9))).repeat_interleave(16, 0)
     mask = coarse.repeat_interleave(16, 1)
     image = (60 * mask).to(torch.uint8).expand(3, -1, -1)
-    augment = st.SegmentationAugmentation(96, 256, 64, (0.5, 2.0), 0.5, photometric=False)
+    augment = transforms.SegmentationAugmentation(96, 256, 64, (0.5, 2.0), 0.5, photometric=False)
     shapes = set()
     for seed in range(20):
         torch.manual_seed(seed)

@@ -144,7 +144,7 @@ def read(file: Path, key: str = "annotations") -> dict[str, Any]:
         DataError: If it is missing, not JSON, or lacks one of the first two.
     """
     if not file.is_file():
-        raise DataError(f"{key}: there is no file {file}, expected annotations in COCO's format")
+        raise DataError(f"{key}: found no file at {file}, expected annotations in COCO's format")
     try:
         with file.open("rb") as stream:
             document = json.load(stream)
@@ -395,7 +395,7 @@ def _annotation(
         box = rle.box(mask, *size)
     kind = _box_fault(box, size)
     if kind is not None:
-        kinds.append((kind[0], f"got {box!r:.60}, expected {kind[1]}"))
+        kinds.insert(0, (kind[0], f"got {box!r:.60}, expected {kind[1]}"))
     if any(kind not in _DROPPABLE for kind, _ in kinds) or not isinstance(box, list):
         return None
     x, y, width, height = map(float, box)

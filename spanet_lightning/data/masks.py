@@ -171,9 +171,10 @@ def survey(
     step = 1 if whole else -(-len(masks) // MAX_SURVEYED)
     by_index: dict[int, tuple[Colour, Path]] = {}
 
-    def count(path: Path) -> tuple[Path, np.ndarray, np.ndarray, list[Colour] | None] | None:
+    def count(index: int) -> tuple[Path, np.ndarray, np.ndarray, list[Colour] | None] | None:
+        path = masks[index]
         try:
-            codes, palette = read_codes(path, by_colour)
+            codes, palette = read_codes(path, by_colour, index)
         except SampleError:
             if skip_bad:
                 return None
@@ -182,7 +183,7 @@ def survey(
 
     # Decoders release Python's lock, so threads do.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for result in pool.map(count, masks[::step] if step else masks):
+        for result in pool.map(count, range(0, len(masks), step or 1)):
             if result is None:
                 continue
             path, codes, counts, palette = result

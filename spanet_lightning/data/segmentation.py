@@ -416,7 +416,8 @@ class SegmentationFoldersDataModule(DenseDataModule):
             rank_zero_info(f"{found.conflict}: masks are read by index, not by colour.")
         unknown = sorted(set(found.pixels) - {*classes.codes, *classes.ignored})
         if unknown and not self.bad_samples.skips:
-            classes.read(found.files[unknown[0]])  # raises the error that names it
+            masks = [mask for _, mask in self._pairs[name].pairs]
+            self._pairs[name].read(masks.index(found.files[unknown[0]]))  # raises the error
         if found.read and not any(pixels.values()):
             values = "" if classes.by_colour else f", only the values {ranges(found.pixels)}"
             raise DataError(
