@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from jaxtyping import UInt8
@@ -101,10 +101,8 @@ class Collate(NamedTuple):
     multiple: int = 32
     min_size: int = 0
 
-    def __call__(
-        self, samples: Sequence[DetectionSample | SegmentationSample]
-    ) -> DetectionBatch | SegmentationBatch:
-        """Return a batch of samples; padding touches neither annotations nor masks."""
+    def __call__(self, samples: list[Any]) -> DetectionBatch | SegmentationBatch:
+        """Return a batch of samples of one kind; padding touches no annotation and no mask."""
         images = self.pad([sample.image for sample in samples])
         sizes = [(int(s.image.shape[1]), int(s.image.shape[2])) for s in samples]
         paths = [sample.path for sample in samples]

@@ -266,7 +266,7 @@ def parse(
     for i, record in enumerate(document["images"]):
         try:
             id_, name = _field(record, "id"), record.get("file_name")
-            if not isinstance(name, str) or not name:
+            if not isinstance(name, str):
                 raise ValueError(f"file_name: got {name!r:.40}, expected the name of a file")
             size = _size(record, size_of)
         except ValueError as error:

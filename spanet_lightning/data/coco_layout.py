@@ -97,7 +97,7 @@ def resolve_names(
         if found is not None:
             resolved[name] = found
             continue
-        detail = f"there is no such file, but {annotations} names it{near.hint(plain)}"
+        detail = f"there is no such file{near.hint(plain)}"
         if outside is None:
             faults.append(Fault("missing image", str(folder / plain), f"image {id_}", detail))
         else:

@@ -25,7 +25,7 @@ from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import Fault, refuse
 from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo
-from spanet_lightning.data.listing import Listing, Paired, list_images, pair_by_stem, stem
+from spanet_lightning.data.listing import Listing, Paired, check_folder, pair_by_stem, scan, stem
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.masks import MaskClasses, Survey, classes_of, ranges, survey
 from spanet_lightning.data.normalize import MEAN, STD, Channels
@@ -93,7 +93,7 @@ class MaskFolders(NamedTuple):
         return sorted(f.name for f in folders if f.is_dir() and not f.name.startswith("."))
 
     def pair(self, split: str, key: str = "split") -> Paired:
-        """Return the images of a split with their masks.
+        """Return the images of a split with their masks, and what is wrong with either.
 
         Args:
             split: Name of the split.
@@ -110,12 +110,14 @@ class MaskFolders(NamedTuple):
                 f"{', '.join(map(repr, present))}{did_you_mean(split, present)}"
             )
         below = "" if self.lists is not None else split
-        images, masks = (
-            list_images(self.root / kind / below, key, self.root)
-            for kind in (self.images, self.masks)
-        )
+        folders = [self.root / kind / below for kind in (self.images, self.masks)]
+        for folder in folders:
+            check_folder(folder, key)
+        images, masks = (scan(folder, self.root) for folder in folders)
+        links = [*images.faults, *masks.faults]
         if self.lists is None:
-            return pair_by_stem(images, masks)
+            paired = pair_by_stem(images, masks)
+            return paired._replace(faults=[*links, *paired.faults])
         file = self.lists / f"{split}.txt"
         wanted = [line.split()[0] for line in file.read_text("utf-8").splitlines() if line.strip()]
         paired = pair_by_stem(_only(images, wanted), _only(masks, wanted))
@@ -125,7 +127,7 @@ class MaskFolders(NamedTuple):
             for name in wanted
             if name not in stems
         ]
-        return paired._replace(faults=[*paired.faults, *missing])
+        return paired._replace(faults=[*links, *paired.faults, *missing])
 
 
 def _only(listing: Listing, stems: list[str]) -> Listing:
@@ -236,7 +238,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
             crop_size, long_side, short_side, scale, hflip, photometric
         )
         self.eval_transform = Fit(long_side, [short_side])
-        self._pairs: dict[str, Pairs] = {}
+        self._datasets: dict[str, Pairs] = {}
         self._surveys: dict[str, Survey] = {}
 
     # -- what the data is
@@ -323,13 +325,13 @@ class SegmentationFoldersDataModule(DenseDataModule):
     def identity(self) -> DataIdentity:
         """Return what data this is, of the splits that were set up."""
         root = Path(self.root)
-        files = [file for pairs in self._pairs.values() for pair in pairs.pairs for file in pair]
+        files = [file for pairs in self._datasets.values() for pair in pairs.pairs for file in pair]
         listed = class_lists.find(root, self.classes_file)
         return DataIdentity(
             name=root.resolve().name,
             source=self.root,
             digest=digest_files(root, files, [] if listed is None else [listed]),
-            images={name: len(pairs) for name, pairs in self._pairs.items()},
+            images={name: len(pairs) for name, pairs in self._datasets.items()},
             classes=self.num_classes,
             covers="the list of classes, names and sizes of images and masks, contents of a sample",
         )
@@ -347,7 +349,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
             return
         names = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
         for name in names:
-            if name not in self._pairs:
+            if name not in self._datasets:
                 pairs = Pairs(self._paired(name), self.classes, self.resize_masks)
                 files = [(str(image), str(mask)) for image, mask in pairs.pairs]
                 settings = [self.classes.codes, sorted(self.classes.ignored), self.resize_masks]
@@ -356,13 +358,13 @@ class SegmentationFoldersDataModule(DenseDataModule):
                         self.split(name), range(len(pairs)), files, pairs.read, settings
                     )
                 )
-                self._pairs[name] = pairs
+                self._datasets[name] = pairs
                 if stage != "predict":
                     self._check_values(name)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented."""
-        return self._shuffled(MaskedImages(self._pairs["train"], self.augmentation))
+        return self._shuffled(MaskedImages(self._datasets["train"], self.augmentation))
 
     def collate(self, *, training: bool) -> Collate:
         """Return the function that makes a batch of a list of samples."""
@@ -371,7 +373,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
 
     def evaluated(self, split: str) -> MaskedImages:
         """Return the images of a split as they are evaluated."""
-        return MaskedImages(self._pairs[split], self.eval_transform)
+        return MaskedImages(self._datasets[split], self.eval_transform)
 
     def predicted(self) -> MaskedImages | FolderImages:
         """Return the images of `predict_root`, or the test images without it."""
@@ -416,8 +418,8 @@ class SegmentationFoldersDataModule(DenseDataModule):
             rank_zero_info(f"{found.conflict}: masks are read by index, not by colour.")
         unknown = sorted(set(found.pixels) - {*classes.codes, *classes.ignored})
         if unknown and not self.bad_samples.skips:
-            masks = [mask for _, mask in self._pairs[name].pairs]
-            self._pairs[name].read(masks.index(found.files[unknown[0]]))  # raises the error
+            masks = [mask for _, mask in self._datasets[name].pairs]
+            self._datasets[name].read(masks.index(found.files[unknown[0]]))  # raises the error
         if found.read and not any(pixels.values()):
             values = "" if classes.by_colour else f", only the values {ranges(found.pixels)}"
             raise DataError(
