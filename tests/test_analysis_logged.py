@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,10 +77,9 @@ def test_a_run_that_is_not_known_is_told_before_anything_is_measured(recorded, c
 
 
 def test_a_run_that_was_never_sent_is_told(recorded: Recorded, tmp_path):  # noqa: F811
-    spool = recorded.folder / "runs" / "digits-spanetv2" / "tracking"
-    copy = tmp_path / "run" / "tracking"
-    copy.mkdir(parents=True)
-    (copy / "spool.jsonl").write_bytes((spool / "spool.jsonl").read_bytes())
+    log = recorded.folder / "runs" / "digits-spanetv2" / "metrics.jsonl"
+    (tmp_path / "run").mkdir()
+    shutil.copy(log, tmp_path / "run")
     with pytest.raises(CheckpointError, match="spanet track sync") as told:
         attach.of_checkpoint(tmp_path / "run" / "last.ckpt")
     assert "\n" not in str(told.value)
@@ -112,10 +112,10 @@ class _Kept(MLflowLogger):
         self.pictures: list[Image.Image] = []
         self.data: list[figures.FigureData] = []
 
-    def log_picture(self, picture: Image.Image, file: str) -> None:
+    def log_image(self, picture: Image.Image, file: str) -> None:
         self.pictures.append(picture)
 
-    def log_file(self, path: str | Path, folder: str = "") -> None:
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
         self.data.append(load(Path(path)))
 
     def set_tags(self, tags: object) -> None:

@@ -241,7 +241,7 @@ def test_the_store_of_runs() -> None:
 
 
 def test_without_mlflow_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spanet_lightning.tracking.refusals.installed", lambda: False)
+    monkeypatch.setattr("spanet_lightning.tracking.client.installed", lambda: False)
     finding = stores.tracker(None)
     assert finding.status == "warning"
     assert "pip install mlflow" in finding.advice

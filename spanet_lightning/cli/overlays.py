@@ -77,7 +77,7 @@ class Overlays(Callback):
         place = f"pictures/step-{trainer.global_step:07d}"
         for name, picture in self._pictures(trainer, batch, found):
             for logger in loggers:
-                logger.log_picture(picture, f"{place}/{name}.png")
+                logger.log_image(picture, f"{place}/{name}.png")
             if not loggers:
                 self._save(picture, Path(place) / f"{name}.png")
 

@@ -82,7 +82,7 @@ class RunRecord(Callback):
             name = RESUMED_FILE if self.resumed else CONFIG_FILE
             write(self.folder / name, self.config)
             for logger in _trackers(trainer):
-                logger.place(self.folder / tracking.FOLDER)
+                logger.set_folder(self.folder)
         self._record(trainer, {"mlflow.runName": self.folder.name, "folder": str(self.folder)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +97,7 @@ class RunRecord(Callback):
     def _record(self, trainer: Trainer, tags: Mapping[str, str]) -> None:
         if trainer.is_global_zero and not self._recorded:
             for logger in _trackers(trainer):  # of a run that has no folder
-                logger.place(self.folder.parent / f".{tracking.FOLDER}" / uuid.uuid4().hex)
+                logger.set_folder(self.folder.parent / ".tracking" / uuid.uuid4().hex)
             file = RESUMED_FILE if self.resumed else CONFIG_FILE
             # First: a name that the run is given wins over one that it has by itself.
             if self.look is not None and _trackers(trainer):
@@ -113,7 +113,7 @@ class RunRecord(Callback):
         self._let_go()
         if trainer.is_global_zero:
             for logger in _trackers(trainer):
-                logger.ended_by(ranks.cause(exception))
+                logger.set_failure(ranks.cause(exception))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -15,9 +15,7 @@ def tracker(uri: str | None) -> Finding:
         uri: Its address; None takes that of the environment, or else `mlflow.db` beside.
     """
     from spanet_lightning.tracking.addresses import DEFAULT_URI, URI_VARIABLE, without_secret
-    from spanet_lightning.tracking.logger import DEFAULT_EXPERIMENT
-    from spanet_lightning.tracking.probe import probe
-    from spanet_lightning.tracking.refusals import installed
+    from spanet_lightning.tracking.client import check_store, installed
 
     uri = uri or os.environ.get(URI_VARIABLE) or DEFAULT_URI
     what = f"tracker {without_secret(uri)}"
@@ -25,13 +23,13 @@ def tracker(uri: str | None) -> Finding:
         found = "mlflow is not installed: runs are trained, but not recorded"
         return Finding("warning", what, found, "pip install mlflow, or trainer.logger=false")
     try:
-        away = probe(uri, DEFAULT_EXPERIMENT)
+        error_text = check_store(uri)
     except ConfigError as error:
         advice = f"correct trainer.logger.tracking_uri, or {URI_VARIABLE}"
         return Finding("fault", what, str(error), advice)
-    if away:
+    if error_text:
         advice = "start it, or send later what waits: spanet track sync"
-        return Finding("warning", what, f"does not answer: {away}", advice)
+        return Finding("warning", what, f"does not answer: {error_text}", advice)
     return Finding("ok", what, "can take runs")
 
 

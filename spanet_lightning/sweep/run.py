@@ -36,8 +36,6 @@ from spanet_lightning.sweep.storage import (
 )
 from spanet_lightning.sweep.worker import RUNNER, End, Order, serve
 from spanet_lightning.tracking.addresses import complete
-from spanet_lightning.tracking.probe import probe
-from spanet_lightning.tracking.refusals import installed
 
 _TICK = 0.2
 _PATIENCE = 30.0  # seconds that workers get to end after a signal
@@ -367,38 +365,42 @@ def _parent_run(ledger: Ledger, uri: str, experiment: str, storage: str) -> str:
     A tracker that is only down is no reason not to run a study: its trials are then without a
     parent, but all have the tag `study`.
     """
-    away = probe(uri, experiment) if installed() else "MLflow is not installed"
-    if away:
-        _say_away(uri, away)
+    from spanet_lightning.tracking import client
+
+    client.check_address(uri)
+    if not client.installed():
+        _say_away(uri, "MLflow is not installed")
         return ""
-    from mlflow.exceptions import MlflowException
-
-    from spanet_lightning.tracking import store
-
     study = ledger.study
-    client = tracking.connect(uri)
     with lock.exclusive(ledger.storage.engine, ledger.definition.name):
         known = str(study.user_attrs.get("run_id", ""))
         head = {
+            "uri": uri,
             "uid": uuid.uuid4().hex,
             "experiment": experiment,
             "name": ledger.definition.name,
             "run_id": known,
-            "t": int(time.time() * 1000),
+            "time": int(time.time() * 1000),
             "tags": {
                 "study": ledger.definition.name,
                 "question": ledger.definition.question,
+                client.NOTE_TAG: client.study_note(
+                    ledger.definition.name, ledger.definition.question, storage
+                ),
                 "storage": storage,
             },
         }
         try:
-            run_id = store.ensure_run(client, head)
+            opened = client.connect(uri)
+            run_id = client.ensure_run(opened, head)
             if not known:
-                client.log_text(run_id, str(study.user_attrs["definition"]), "study.json")
+                opened.log_text(run_id, str(study.user_attrs["definition"]), "study.json")
                 study.set_user_attr("run_id", run_id)
-        except MlflowException as error:
-            text = tracking.redact(" ".join(str(error).split())[:200], uri)
-            if isinstance(store.judged(error), store.AwayError):
+        except ConfigError:
+            raise
+        except Exception as error:
+            text = str(client.classify(error, uri))
+            if isinstance(client.classify(error, uri), client.UnavailableError):
                 _say_away(uri, text)
                 return ""
             raise ConfigError(
@@ -428,7 +430,7 @@ def close_parent(parent: Parent, outcome: Outcome) -> None:
 
 
 def _say_away(uri: str, why: str) -> None:
-    from spanet_lightning.tracking.watch import say
+    from spanet_lightning.tracking.sender import say
 
     say(
         f"the run of the study can't be written to {tracking.without_secret(uri)} "

@@ -175,7 +175,7 @@ class TrialExperiment(Experiment):
         trainer.callbacks.append(self.reporter)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, MLflowLogger) and self.spec.run_id:
-                logger.go_on(self.spec.run_id)
+                logger.resume_run(self.spec.run_id)
         return trainer
 
     def after_fit(self) -> None:

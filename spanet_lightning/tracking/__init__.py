@@ -1,7 +1,7 @@
-"""What a run records in MLflow. Nothing else in the project, but for the sweeps, imports mlflow.
+"""What a run records, in its folder and in MLflow.
 
-`logger` is what a training process has: it writes to a `spool`, and has a process of its own, the
-`sender`, `replay` that into the `store`. Only that process, and who reads the store, import mlflow.
+`logger` is what a training process has: it writes an `event_log`, which a thread (`sender`) sends
+to MLflow (`client`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spanet_lightning.tracking.addresses import DEFAULT_URI, redact, without_secret
-    from spanet_lightning.tracking.logger import DEFAULT_EXPERIMENT, FOLDER, MLflowLogger
+    from spanet_lightning.tracking.client import connect
+    from spanet_lightning.tracking.logger import DEFAULT_EXPERIMENT, MLflowLogger
     from spanet_lightning.tracking.runs import dashboard, default_logger, record
-    from spanet_lightning.tracking.store import connect
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
     "DEFAULT_URI",
-    "FOLDER",
     "MLflowLogger",
     "connect",
     "dashboard",
@@ -28,13 +27,13 @@ __all__ = [
     "without_secret",
 ]
 
-# The sender imports this package too, and needs neither lightning nor torch.
+# Commands that need an address alone import neither lightning nor MLflow.
 _LAZY = dict.fromkeys(__all__, "spanet_lightning.tracking.logger") | {
     **dict.fromkeys(
         ("DEFAULT_URI", "redact", "without_secret"), "spanet_lightning.tracking.addresses"
     ),
     **dict.fromkeys(("dashboard", "default_logger", "record"), "spanet_lightning.tracking.runs"),
-    "connect": "spanet_lightning.tracking.store",
+    "connect": "spanet_lightning.tracking.client",
 }
 
 

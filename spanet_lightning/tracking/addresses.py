@@ -16,7 +16,7 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 USER_VARIABLE = "MLFLOW_TRACKING_USERNAME"
 PASSWORD_VARIABLE = "MLFLOW_TRACKING_PASSWORD"  # noqa: S105  # the name of a variable
 TOKEN_VARIABLE = "MLFLOW_TRACKING_TOKEN"  # noqa: S105
-_CREDENTIALS = (
+CREDENTIALS = (
     USER_VARIABLE,
     PASSWORD_VARIABLE,
     TOKEN_VARIABLE,
@@ -154,7 +154,7 @@ def credentials(uri: str) -> dict[str, str]:
         user, _, password = netloc.rpartition("@")[0].partition(":")
         return {USER_VARIABLE: unquote(user), PASSWORD_VARIABLE: unquote(password)}
     if is_trusted(uri):
-        return {key: os.environ[key] for key in _CREDENTIALS if os.environ.get(key)}
+        return {key: os.environ[key] for key in CREDENTIALS if os.environ.get(key)}
     if _CREDENTIALS_FILE.expanduser().exists():  # MLflow sends it wherever it is told to
         raise ConfigError(
             f"trainer.logger.tracking_uri: got {without_secret(uri)!r}, where MLflow would send "
@@ -179,9 +179,12 @@ def use_credentials(uri: str) -> str:
     if not is_web(uri):
         return uri
     allowed = credentials(uri)
-    for key in _CREDENTIALS:
-        os.environ.pop(key, None)
-    os.environ.update(allowed)
+    for key in CREDENTIALS:
+        value = allowed.get(key)
+        if value is None:
+            os.environ.pop(key, None)
+        elif os.environ.get(key) != value:
+            os.environ[key] = value
     return without_secret(uri)
 
 
@@ -191,7 +194,7 @@ def withheld(uri: str) -> str:
     Args:
         uri: The address of a server.
     """
-    there = any(os.environ.get(key) for key in _CREDENTIALS)
+    there = any(os.environ.get(key) for key in CREDENTIALS)
     return (
         f"the environment's login was not sent: expected {WITHHELD}"
         if (there and not credentials(uri))
@@ -202,6 +205,12 @@ def withheld(uri: str) -> str:
 def is_web(uri: str) -> bool:
     """Whether an address is that of a server that speaks HTTP."""
     return uri.lower().startswith(("http://", "https://"))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite store; None for a store of another kind."""
+    path = absolute(uri).partition("?")[0].removeprefix("sqlite:///")
+    return None if not absolute(uri).startswith("sqlite:///") or ":" in path[2:] else Path(path)
 
 
 def absolute(uri: str) -> str:

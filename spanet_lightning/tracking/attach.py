@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spanet_lightning.errors import CheckpointError, ConfigError
-from spanet_lightning.tracking.addresses import complete, redact, without_secret
-from spanet_lightning.tracking.names import inside
-from spanet_lightning.tracking.spool import SPOOL, Sent, head
+from spanet_lightning.tracking import client, event_log, names
+from spanet_lightning.tracking.addresses import complete, without_secret
 
 FOLDER = "analysis"
 """Folder of analyses among the artifacts of a run."""
-_SPOOLS = "tracking*"  # as `logger.FOLDER`, or with a number where another store has that
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Target:
 
     Attributes:
         run_id: The run.
-        name: What it is called.
+        name: Name of the run.
         uri: Its store, without credentials.
     """
 
@@ -39,22 +37,23 @@ def of_checkpoint(file: Path) -> Target:
 
     Raises:
         CheckpointError: If it is in no run's folder, or nothing of the run was sent yet.
-        ConfigError: If its store is gone, or no longer has the run.
+        ConfigError: If its store no longer exists, or no longer has the run.
     """
-    folder = next((one for one in _around(file) if list(one.glob(f"{_SPOOLS}/{SPOOL}"))), None)
-    if folder is None:
+    parent = file.resolve().parent
+    logs = [log for folder in (parent, parent.parent) for log in folder.glob("metrics*.jsonl")]
+    logs = [log for log in logs if event_log.head(log) is not None]
+    if not logs:
         raise CheckpointError(
             f"--log: {file} is in no run's folder, so its run is not known; name it: --run RUN"
         )
-    spools = [path.parent for path in folder.glob(f"{_SPOOLS}/{SPOOL}")]
-    spool = max(spools, key=lambda one: (one / SPOOL).stat().st_mtime)
-    first, sent = head(spool), Sent.load(spool)
-    if first is None or not sent.run_id:
+    log = max(logs, key=lambda one: one.stat().st_mtime)
+    first, progress = event_log.head(log), event_log.Progress.load(log)
+    if first is None or not progress.run_id:
         raise CheckpointError(
             f"--log: the run of {file} was not sent to its store yet; first: spanet track sync "
-            f"{folder}"
+            f"{log.parent}"
         )
-    return _known(sent.run_id, str(first["uri"]))
+    return _target(progress.run_id, str(first["uri"]))
 
 
 def of_name(text: str, tracking_uri: str | None = None) -> Target:
@@ -67,11 +66,11 @@ def of_name(text: str, tracking_uri: str | None = None) -> Target:
     Raises:
         ConfigError: If there is no such store or run, or more than one.
     """
-    return _known(text, tracking_uri)
+    return _target(text, tracking_uri)
 
 
 def attach(target: Target, files: Iterable[Path], root: Path, folder: str) -> str:
-    """Add files to a run; of those that it has already, by path, the new ones stay.
+    """Add files to a run; a file of the same path replaces the one that it has.
 
     Args:
         target: The run.
@@ -85,33 +84,23 @@ def attach(target: Target, files: Iterable[Path], root: Path, folder: str) -> st
     Raises:
         ConfigError: If the store does not take them; those that it took stay there.
     """
-    from mlflow.exceptions import MlflowException
-
-    from spanet_lightning.tracking.store import connect
-
     uri = complete(target.uri)
-    client = connect(uri)
-    place = inside(f"{FOLDER}/{folder}")
+    opened = client.connect(uri)
+    goal = names.encode_path(f"{FOLDER}/{folder}")
     try:
         for file in files:
             part = file.relative_to(root).parent.as_posix()
-            client.log_artifact(target.run_id, str(file), inside(f"{place}/{part}"))
-    except (MlflowException, OSError) as error:
-        reason = redact(" ".join(str(error).split()), uri)[:300]
+            below = goal if part == "." else f"{goal}/{names.encode_path(part)}"
+            opened.log_artifact(target.run_id, str(file), below)
+    except Exception as error:
         raise ConfigError(
             f"--log: run {target.name!r} in {target.uri} did not take the figures, which are in "
-            f"{root} ({reason})"
+            f"{root} ({client.classify(error, uri)})"
         ) from None
-    return place
+    return goal
 
 
-def _around(file: Path) -> tuple[Path, ...]:
-    """Return the folder of a file and the one above."""
-    parent = file.resolve().parent
-    return parent, parent.parent
-
-
-def _known(text: str, uri: str | None) -> Target:
+def _target(text: str, uri: str | None) -> Target:
     from spanet_lightning.tracking.browse import Store
 
     store = Store(uri)

@@ -21,7 +21,7 @@ from spanet_lightning.tracking.addresses import (
     complete,
     without_secret,
 )
-from spanet_lightning.tracking.store import connect
+from spanet_lightning.tracking.client import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

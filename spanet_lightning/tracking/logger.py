@@ -1,4 +1,4 @@
-"""The logger of a run: what Lightning, callbacks and the command line record in MLflow."""
+"""The logger of a run: what Lightning, callbacks and the command line record, and MLflow gets."""
 
 from __future__ import annotations
 
@@ -11,49 +11,44 @@ import socket
 import sys
 import uuid
 from argparse import Namespace
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from spanet_lightning.tracking import delivery
+from spanet_lightning.tracking import client, event_log, names
 from spanet_lightning.tracking.addresses import (
     DEFAULT_URI,
     absolute,
     complete,
+    credentials,
+    is_web,
     redact,
     without_secret,
 )
-from spanet_lightning.tracking.names import inside, key
-from spanet_lightning.tracking.probe import probe
-from spanet_lightning.tracking.refusals import installed
-from spanet_lightning.tracking.spool import Sent, Writer, head, read
-from spanet_lightning.tracking.watch import Watch, say
+from spanet_lightning.tracking.event_log import ARTIFACTS, EventLog
+from spanet_lightning.tracking.sender import Sender, say
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from PIL.Image import Image
 
 DEFAULT_EXPERIMENT = "spanet"
-FOLDER = "tracking"
-"""Name of the spool in the folder of a run."""
-_ELSEWHERE = Path("runs") / ".tracking"  # spools of runs without a folder
-_STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
-_LONGEST = 6000  # characters of a parameter's value that the server takes
-
-# Spools that this process writes, by absolute path and process: their locks last as long as it.
-_writers: dict[tuple[int, str], Writer] = {}
+_ELSEWHERE = Path("runs") / ".tracking"  # event logs of runs without a folder
+_STATUS = {"success": "FINISHED", "finished": "FINISHED"}
+_LONGEST = 6000  # characters of a parameter's value that MLflow takes
+_RESULTS = ("val/", "test/")  # what the metrics of a run's description begin with
 
 
 class MLflowLogger(Logger):
-    """Records a run in MLflow: parameters, metrics, texts, pictures, files.
+    """Records a run in `metrics.jsonl` in its folder, which a thread sends to MLflow.
 
-    Training never waits for MLflow: everything is written to a spool on disk, which a process of
-    its own sends (`spanet_lightning.tracking.sender`). A store that is down, slow or hanging costs
-    nothing but one line of warning; `spanet track sync` sends what is left.
+    Training never waits for MLflow: a server that is down, slow or hanging costs one message, and
+    `spanet track sync` sends what is left. Lightning's own `MLFlowLogger` opens its store when it
+    is built and calls it in every step, so that nothing of it is of use here.
 
     Nothing is opened or written before the first thing is logged, so that a mistake in the
     configuration leaves no trace.
@@ -61,10 +56,10 @@ class MLflowLogger(Logger):
     Args:
         experiment_name: Experiment that the run belongs to; created where it does not exist.
         tracking_uri: Database or server. The default is the environment's `MLFLOW_TRACKING_URI`,
-            or else the file `mlflow.db` in the working directory. A password is better kept in the
+            or else the file `mlflow.db` in the working directory. A password is better left to the
             environment, by `MLFLOW_TRACKING_URI` or `MLFLOW_TRACKING_PASSWORD`.
         run_name: Name of the run; null takes that of the run's folder.
-        run_id: Run to continue; null starts a new one.
+        run_id: Run to resume; null starts a new one.
         tags: Tags of a new run.
     """
 
@@ -83,14 +78,14 @@ class MLflowLogger(Logger):
         self.tags = dict(tags or {})
         self._run_id = run_id or ""
         self._folder: Path | None = None
-        self._writer: Writer | None = None
-        self._watch: Watch | None = None
-        self._away = ""
-        self._probed = False
-        self._lost = 0
-        self._ended = ""
-        self._closed = False
-        self._given_up = False
+        self._path: Path | None = None
+        self._log: EventLog | None = None
+        self._sender: Sender | None = None
+        self._description: list[str] = []
+        self._results: dict[str, float] = {}
+        self._failure = ""
+        self._ended = False
+        self._losses = 0
 
     @property
     def name(self) -> str:
@@ -99,135 +94,68 @@ class MLflowLogger(Logger):
 
     @property
     def version(self) -> str:
-        """Id of the run; empty before the store has told it."""
-        if not self._run_id and self._folder is not None and self._writer is not None:
-            self._run_id = Sent.load(self._folder).run_id
+        """Id of the run; empty before MLflow has created it."""
+        if not self._run_id and self._path is not None:
+            self._run_id = event_log.Progress.load(self._path).run_id
         return self._run_id
 
     @property
     def save_dir(self) -> str | None:
-        """None: the files of a run are in its own folder, not in MLflow's."""
+        """None: the files of a run are in its own folder."""
         return None
 
     @property
-    def spool(self) -> Path | None:
-        """Folder of the spool; None before anything is logged."""
-        return None if self._writer is None else self._folder
+    def path(self) -> Path | None:
+        """The event log, `metrics.jsonl`; None before anything is logged."""
+        return None if self._log is None else self._path
 
-    # Not called `experiment`: Lightning touches a property of that name before it reads the data.
+    # Not called `experiment`: Lightning reads a property of that name before it reads the data.
     @property
     def client(self) -> MlflowClient:
-        """A connection to the store, once that has all that was logged, or does not answer.
+        """A connection to the store, once that has all that was logged, or is unavailable.
 
         Raises:
             ConfigError: If there is no such store.
         """
-        from spanet_lightning.tracking.store import connect
-
         self.flush()
-        return connect(complete(self.tracking_uri))
+        return client.connect(complete(self.tracking_uri))
 
     @property
     def run_id(self) -> str:
-        """Id of the run, which is created where it was not; empty while the store is away."""
+        """Id of the run, which is waited for; empty while the store is unavailable."""
         if not self.version:
             self._open()
-            self._arrived(run_id=True)
+            self._wait(for_run=True)
         return self.version
 
-    # -- where it is recorded
-
-    def go_on(self, run_id: str) -> None:
-        """Continue a run that was cut short, in place of a new one.
+    def resume_run(self, run_id: str) -> None:
+        """Resume a run in place of starting a new one.
 
         Args:
-            run_id: The run.
+            run_id: The run in MLflow.
         """
         self._run_id = run_id
 
-    def place(self, folder: Path) -> None:
-        """Say where the spool is to be; one that is there already is continued, and its run.
+    def set_folder(self, folder: Path) -> None:
+        """Set the folder of the run; the event log that is there already is continued.
 
         Args:
-            folder: Folder of the spool. One of another store or experiment is left alone, and one
-                beside it is taken.
+            folder: The folder. A log of another store or experiment is left alone, and one beside
+                it is begun.
         """
-        if self._folder is not None:
-            return
-        candidate, number = folder, 1
-        while (first := head(candidate)) is not None and not self._is_mine(first):
-            number += 1
-            candidate = folder.with_name(f"{folder.name}-{number}")
-        self._folder = candidate
+        if self._folder is None:
+            self._folder = folder
 
     def check(self) -> None:
-        """Look whether the store can take a run; one that is only down can, later.
+        """Check the address of the store, which is not opened.
 
         Raises:
-            ConfigError: If it never will.
+            ConfigError: If there can be none, or a login would be sent where it does not belong.
         """
-        if not self._probed:
-            self._away = probe(complete(self.tracking_uri), self.experiment_name)
-            self._probed = True
-
-    def _is_mine(self, first: Mapping[str, Any]) -> bool:
-        here = (_kept(self.tracking_uri), self.experiment_name)
-        return (first.get("uri"), first.get("experiment")) == here
-
-    def _open(self) -> Writer:
-        """Return the spool, which is begun, or continued, and sent from now on."""
-        if self._writer is not None:
-            return self._writer
-        self.check()
-        if self._folder is None:
-            self._folder = _ELSEWHERE / uuid.uuid4().hex
-        self._folder = self._folder.absolute()
-        where = (os.getpid(), str(self._folder))
-        writer = _writers.get(where) or Writer(self._folder)
-        _writers[where] = writer
-        here = {"pid": os.getpid(), "host": socket.gethostname()}
-        if not writer.sessions:
-            writer.append(
-                "run",
-                **here,
-                uid=uuid.uuid4().hex,
-                uri=_kept(self.tracking_uri),
-                cwd=str(Path.cwd()),
-                experiment=self.experiment_name,
-                name=self.run_name,
-                run_id=self._run_id,
-                tags=self._first_tags(),
-            )
-        else:
-            writer.append("session", **here)
-        writer.sessions += 1
-        self._writer = writer
-        self._watch = Watch(self._folder, self.tracking_uri)
-        if not installed():
-            say(
-                "MLflow is not installed: what is logged waits in "
-                f"{self._folder}, for `spanet track sync` where it is"
-            )
-            return writer
-        if self._away:
-            self._watch.away(self._away)
-        delivery.deliver(self._folder, complete(self.tracking_uri))
-        atexit.register(self._at_exit)
-        return writer
-
-    def _first_tags(self) -> dict[str, str]:
-        try:
-            user = getpass.getuser()
-        except (OSError, KeyError, ImportError):
-            user = "unknown"
-        about = {
-            "mlflow.user": user,
-            "mlflow.source.name": sys.argv[0] or "<console>",
-            "mlflow.source.type": "LOCAL",
-        }
-        return {**about, **{key(k): self._clean(str(v)) for k, v in self.tags.items()}}
-
-    # -- what is recorded
+        uri = complete(self.tracking_uri)
+        client.check_address(uri)
+        if is_web(uri):
+            credentials(uri)
 
     @rank_zero_only
     def log_hyperparams(
@@ -238,21 +166,21 @@ class MLflowLogger(Logger):
     ) -> None:
         """Record parameters, values as text.
 
-        MLflow keeps the first value of a parameter; that of a run that goes on with another one is
+        MLflow has one value of a parameter; that of a run that is resumed with another one is
         recorded as `NAME resumed`.
         """
         values = vars(params) if isinstance(params, Namespace) else params
-        writer = self._open()
+        known = self._open().params
         entries: dict[str, str] = {}
         for name, value in values.items():
-            entry, text = key(str(name)), self._clean(str(value))[:_LONGEST]
+            key, text = names.encode(str(name)), self._clean(str(value))[:_LONGEST]
             number = 1
-            while writer.known.get(entry, text) != text:
+            while known.get(key, text) != text:
                 number += 1
-                again = "resumed" if number == 2 else f"resumed {number - 1}"
-                entry = f"{key(str(name))} {again}"
-            entries[entry] = text
-        writer.known |= entries
+                suffix = "resumed" if number == 2 else f"resumed {number - 1}"
+                key = f"{names.encode(str(name))} {suffix}"
+            entries[key] = text
+        known |= entries
         if entries:
             self._append("params", params=entries)
 
@@ -260,16 +188,18 @@ class MLflowLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record metrics at an optimizer step; Lightning adds the epoch as a metric of its own.
 
-        A run that goes on from a checkpoint trains the steps after it again. A point that comes out
-        as it did before is recorded once; one that differs is recorded beside the first.
+        A run that is resumed from a checkpoint trains the steps after it again: a point that comes
+        out as before is recorded once, one that differs is recorded beside the first.
         """
         at = int(step or 0)
-        points = {key(k): float(v) for k, v in metrics.items()}
+        values = {names.encode(key): float(value) for key, value in metrics.items()}
+        self._results |= {k: v for k, v in values.items() if k.startswith(_RESULTS)}
         before = self._open().points
         if before:
-            points = {k: v for k, v in points.items() if not _equal(before.get((k, at)), v)}
-        if points:
-            self._append("metrics", step=at, metrics=points)
+            values = {k: v for k, v in values.items() if not _equal(before.get((k, at)), v)}
+        if values:
+            plain = {key: event_log.plain(value) for key, value in values.items()}
+            self._append("metrics", step=at, metrics=plain)
 
     @rank_zero_only
     def log_text(self, text: str, file: str) -> None:
@@ -283,30 +213,36 @@ class MLflowLogger(Logger):
         self._artifact(file, lambda path: path.write_text(clean, encoding="utf-8"))
 
     @rank_zero_only
-    def log_picture(self, picture: Image, file: str) -> None:
-        """Record a picture as an artifact of the run.
+    def log_image(self, image: Image, file: str) -> None:
+        """Record an image as an artifact of the run.
 
         Args:
-            picture: What the file shows.
-            file: Path of the file among the artifacts, ending in .png.
+            image: What the file shows.
+            file: Path of the file among the artifacts, ending in .png or .webp.
         """
-        self._artifact(file, picture.save)
+        self._artifact(file, image.save)
 
     @rank_zero_only
-    def log_file(self, path: str | Path, folder: str = "") -> None:
-        """Record a file as an artifact of the run.
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        """Record a file as an artifact of the run; one outside of the run's folder is copied there.
 
         Args:
-            path: The file; it is copied.
+            path: The file.
             folder: Folder among the artifacts; empty is their root.
 
         Raises:
             FileNotFoundError: If there is no such file.
         """
-        source = Path(path)
+        source = Path(path).absolute()
         if not source.is_file():
             raise FileNotFoundError(f"{source}: there is no such file")
-        self._artifact(f"{folder}/{source.name}", lambda target: shutil.copyfile(source, target))
+        root = self._open().path.parent
+        if source.is_relative_to(root) and not source.is_symlink():
+            self._append("artifact", file=source.relative_to(root).as_posix(), folder=folder)
+        else:
+            self._artifact(
+                f"{folder}/{source.name}".lstrip("/"), lambda to: shutil.copyfile(source, to)
+            )
 
     @rank_zero_only
     def log_dataset(
@@ -338,115 +274,172 @@ class MLflowLogger(Logger):
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._append("tags", tags={key(k): self._clean(str(v)) for k, v in tags.items()})
-
-    # -- how it ends
+        self._append("tags", tags={names.encode(k): self._clean(str(v)) for k, v in tags.items()})
 
     @rank_zero_only
-    def ended_by(self, error: BaseException) -> None:
-        """Remember what ends the run, for `finalize`: Lightning tells that only "failed".
+    def describe(self, *paragraphs: str) -> None:
+        """Set the description that MLflow shows of the run, which its result completes at the end.
+
+        Args:
+            paragraphs: Markdown: its question, its command.
+        """
+        self._description = [text for text in paragraphs if text]
+        self._describe()
+
+    @rank_zero_only
+    def set_failure(self, error: BaseException) -> None:
+        """Remember what ends the run, for `finalize`: Lightning says only "failed" there.
 
         Args:
             error: The exception; Ctrl-C and SIGTERM kill a run, everything else fails it.
         """
-        if self._writer is None:
+        if self._log is None:
             return
         killed = isinstance(error, KeyboardInterrupt | SIGTERMException)
-        self._ended = "KILLED" if killed else "FAILED"
+        self._failure = "KILLED" if killed else "FAILED"
         text = " ".join(str(error).split())
         name = type(error).__name__
         self.set_tags({"failure": (f"{name}: {text}" if text else name)[:500]})
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the run, where one was opened, and wait a little until the store has it all."""
-        if self._writer is None:
+        """End the run, where one was begun, and wait a bounded time until MLflow has it all."""
+        if self._log is None:
             return
         found = _STATUS.get(status, "FAILED")
-        if found != "FINISHED" and self._ended:
-            found = self._ended
-        self._close(found)
-        self._leave()
+        self._end(found if found == "FINISHED" else self._failure or found)
 
     def flush(self) -> bool:
-        """Wait until the store has all that was logged, as long as that gets on.
+        """Wait a bounded time until MLflow has all that was logged.
 
         Returns:
             Whether it has.
         """
-        return self._writer is None or self._arrived()
+        return self._log is None or self._wait()
 
-    def _arrived(self, *, run_id: bool = False) -> bool:
-        if self._watch is None or self._folder is None or not installed():
-            return False
-        delivery.revive(self._folder, complete(self.tracking_uri))
-        return delivery.arrived(self._folder, before=self._watch.before, run_id=run_id)
+    def _open(self) -> EventLog:
+        """Return the event log, which is begun, or continued, and sent from now on."""
+        if self._log is not None:
+            return self._log
+        self.check()
+        folder = (self._folder or _ELSEWHERE / uuid.uuid4().hex).absolute()
+        self._path = self._choose(folder)
+        self._log = log = EventLog(self._path)
+        process = {"pid": os.getpid(), "host": socket.gethostname()}
+        if log.sessions:
+            log.append("session", **process)
+        else:
+            log.append(
+                "run",
+                **process,
+                uid=uuid.uuid4().hex,
+                uri=_stored(self.tracking_uri),
+                experiment=self.experiment_name,
+                name=self.run_name,
+                run_id=self._run_id,
+                tags=self._first_tags(),
+            )
+        if not client.installed():
+            say(
+                f"MLflow is not installed. The run is recorded in {self._path}; to send it: "
+                f"spanet track sync {folder}"
+            )
+        atexit.register(self._at_exit)
+        return log
 
-    def _leave(self) -> None:
-        if self._watch is None or self._folder is None or not installed():
-            return
-        if self.flush():
-            self._given_up = False
-            return
-        self._watch.look_now()
-        if not self._given_up:
-            sent = Sent.load(self._folder).offset
-            self._watch.left(sum(1 for _ in read(self._folder, sent)))
-        self._given_up = True
+    def _choose(self, folder: Path) -> Path:
+        here = (_stored(self.tracking_uri), self.experiment_name)
+        path, number = folder / event_log.NAME, 1
+        while (first := event_log.head(path)) is not None and (
+            (first["uri"], first.get("experiment")) != here
+        ):
+            number += 1
+            path = path.with_name(f"metrics-{number}.jsonl")
+        return path
 
-    def _close(self, status: str) -> None:
-        self._append("end", status=status)
-        self._closed = True
-
-    def _at_exit(self) -> None:
-        if not self._closed:  # a script that did not say how it ended, but was not killed either
-            self._close("FAILED" if hasattr(sys, "last_value") else "FINISHED")
-        if not self._given_up:
-            self._leave()
-
-    # -- writing
+    def _first_tags(self) -> dict[str, str]:
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError, ImportError):
+            user = "unknown"
+        about = {
+            "mlflow.user": user,
+            "mlflow.source.name": sys.argv[0] or "<console>",
+            "mlflow.source.type": "LOCAL",
+        }
+        return {**about, **{names.encode(k): self._clean(str(v)) for k, v in self.tags.items()}}
 
     def _append(self, kind: str, **values: Any) -> None:
-        writer = self._open()
+        log = self._open()
         try:
-            writer.append(kind, **values)
+            log.append(kind, **values)
         except OSError as error:
             self._lose(error)
-        if self._watch is not None:
-            self._watch.look()
+        self._ended = kind == "end"
+        if self._sender is None or self._sender.stopped:
+            self._start()
 
-    def _artifact(self, file: str, write: Any) -> None:
-        writer = self._open()
-        path = PurePosixPath(inside(file))
+    def _start(self) -> None:
+        if self._path is not None and client.installed():
+            self._sender = Sender(self._path, complete(self.tracking_uri))
+            self._sender.start()
+
+    def _artifact(self, file: str, write: Callable[[Path], Any]) -> None:
+        path = names.encode_path(file)
+        target = self._open().path.parent / ARTIFACTS / path
         try:
-            target = writer.payload(path.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
             write(target)
         except OSError as error:
             self._lose(error)
             return
-        folder = "" if str(path.parent) == "." else str(path.parent)
-        self._append(
-            "artifact", folder=folder, payload=target.relative_to(writer.folder).as_posix()
-        )
+        folder = path.rpartition("/")[0]
+        self._append("artifact", file=f"{ARTIFACTS}/{path}", folder=folder)
 
     def _lose(self, error: OSError) -> None:
         """Say once that the disk does not take what is logged: no reason to end a training."""
-        if not self._lost:
-            say(f"{self._folder} can't be written ({error}); what is logged now is lost")
-        self._lost += 1
+        if not self._losses:
+            say(f"{self._path} can't be written ({error}); what is logged now is lost")
+        self._losses += 1
+
+    def _describe(self) -> None:
+        results = [f"{names.decode(k)} {v:.4g}" for k, v in sorted(self._results.items())]
+        parts = [*self._description, f"**Result**: {', '.join(results)}" if results else ""]
+        self.set_tags({client.NOTE_TAG: "\n\n".join(part for part in parts if part)[:5000]})
+
+    def _end(self, status: str) -> None:
+        if self._description and self._results:
+            self._describe()
+        self._append("end", status=status)
+        sender = self._sender
+        if sender is None:
+            return
+        if not sender.wait():
+            sender.report_unavailable()
+            sender.report_left()
+        sender.stop()
+
+    def _wait(self, *, for_run: bool = False) -> bool:
+        if self._sender is None or self._sender.stopped:
+            self._start()
+        return self._sender is not None and self._sender.wait(for_run=for_run)
+
+    def _at_exit(self) -> None:
+        if self._log is not None and not self._ended:  # of a script that did not say how it ended
+            self._end("FAILED" if hasattr(sys, "last_value") else "FINISHED")
 
     def _clean(self, text: str) -> str:
         return redact(text, complete(self.tracking_uri)) if "://" in text else text
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files to the process that opened them."""
-        return {**self.__dict__, "_writer": None, "_watch": None}
+        """Leave files and threads to the process that opened them."""
+        return {**self.__dict__, "_log": None, "_sender": None}
 
 
 def _equal(before: float | None, value: float) -> bool:
     return before is not None and (before == value or (math.isnan(before) and math.isnan(value)))
 
 
-def _kept(uri: str) -> str:
-    """Return an address as a spool keeps it."""
+def _stored(uri: str) -> str:
+    """Return an address as files hold it: complete, and without its login."""
     return without_secret(absolute(uri))

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from spanet_lightning.errors import invalid
 from spanet_lightning.tracking.logger import MLflowLogger
 from spanet_lightning.tracking.options import CheckpointPolicy
-from spanet_lightning.tracking.watch import say
+from spanet_lightning.tracking.sender import say
 
 CHECKPOINTS = "checkpoints"
 """Folder of checkpoints among the artifacts of a run."""
@@ -75,7 +75,7 @@ class ModelArtifacts(Callback):
         path = None if self.policy == "none" else _path(trainer, self.policy)
         if path is not None and str(path) != self._stored:
             for logger in _loggers(trainer):
-                logger.log_file(path, CHECKPOINTS)
+                logger.log_artifact(path, CHECKPOINTS)
             self._stored = str(path)
 
 

@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,34 @@ def record(loggers: Iterable[Logger], provenance: Provenance, *, resumed: bool =
         if resumed:
             continue
         logger.set_tags(provenance.tags())
+        asked = question(shlex.split(provenance.command))
+        logger.describe(
+            f"**Question**: {asked}" if asked else "", f"**Command**: `{provenance.command}`"
+        )
         data = provenance.data
         if data is not None:
             logger.log_dataset(data.name, data.source, data.digest, data.profile(), "training")
+
+
+def question(command: Sequence[str]) -> str:
+    """Return the first sentence of the comment that heads a run's configuration; empty is none.
+
+    Args:
+        command: Program and arguments.
+    """
+    for word, value in zip(command, [*command[1:], ""], strict=True):
+        name, equals, same = word.partition("=")
+        if name not in ("--config", "-c"):
+            continue
+        lines = []
+        with suppress(OSError, UnicodeDecodeError), Path(same if equals else value).open() as file:
+            for line in file:
+                if not line.startswith("#"):
+                    break
+                lines.append(line.lstrip("# ").strip())
+        text = " ".join(lines)
+        return text.partition(". ")[0][:300]
+    return ""
 
 
 def changes() -> str:

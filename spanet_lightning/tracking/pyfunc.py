@@ -31,7 +31,7 @@ from spanet_lightning.export.onnx_file import (
 )
 from spanet_lightning.export.source import Source
 from spanet_lightning.tracking.addresses import complete, redact
-from spanet_lightning.tracking.store import connect
+from spanet_lightning.tracking.client import connect
 
 FOLDER = "model"
 """Name of the model's folder among the artifacts of a run."""

@@ -1,74 +1,481 @@
-"""The process that sends spools: `python -m spanet_lightning.tracking.sender PARENT`.
+"""Sending the record of a run to MLflow: by a thread while it trains, by `spanet track sync` later.
 
-A training process starts one when it first logs, and tells it on standard input which spools there
-are. It is a process and not a thread because MLflow takes seconds to import and holds the
-interpreter's lock meanwhile, and because it is still there when training was killed: it then tells
-the store so. It ends once its parent has ended and everything is sent, or after a while.
+Whoever sends holds the lock beside the log, so that two never send the same one. How far MLflow
+has it is noted only after MLflow has answered; what has no answer is sent again.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import signal
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spanet_lightning.tracking.replay import Replay, Step
-from spanet_lightning.tracking.spool import close_dead
+from spanet_lightning.errors import ConfigError
+from spanet_lightning.tracking import client, event_log
+from spanet_lightning.tracking.addresses import absolute, complete, sqlite_file, without_secret
+from spanet_lightning.tracking.event_log import Event, Progress
 
-GRACE_VARIABLE = "SPANET_TRACKING_GRACE"
-"""Environment variable: seconds for which a sender tries on after training has ended."""
-_GRACE = 60.0
-_TICK = 0.2  # seconds between looks at the spools
+if TYPE_CHECKING:
+    from filelock import FileLock
+    from mlflow.tracking import MlflowClient
+
+WAIT_VARIABLE = "SPANET_TRACKING_WAIT"
+"""Environment variable: seconds that the end of a run waits for MLflow at most."""
+_WAIT = 60.0  # seconds in all,
+_IDLE = 10.0  # of which so many while a server stores nothing,
+_IDLE_UNAVAILABLE = 2.0  # and so many where it was unavailable before
+_INTERVAL = 1.0  # seconds for which events are collected while a run trains
+_FIRST_RETRY, _LONGEST_RETRY = 0.5, 10.0  # seconds between attempts
+_SILENCE = 2.0  # seconds for which a store may be unavailable without a message
+_QUIET = 600.0  # seconds for which a store that comes and goes is not reported again
+_LOCAL_ATTEMPTS = 20  # at the end of a run: a database file may be locked for a moment
+_POINTS = 1000  # of metrics in a request
 
 
-def serve(parent: int, grace: float) -> None:
-    """Send what is told on standard input, until the parent has ended.
+class Transfer:
+    """Sends one event log, from where it left off.
 
     Args:
-        parent: Number of the parent process.
-        grace: Seconds to try on after that.
+        log: `metrics.jsonl`.
+        uri: Its store, with its login.
+
+    Attributes:
+        progress: How far it is.
     """
-    replays: dict[str, Replay] = {}
-    text, open_ = b"", True
-    until = float("inf")
-    while True:
-        if open_ and select.select([0], [], [], _TICK)[0]:
-            found = os.read(0, 1 << 16)
-            open_ = bool(found)
-            *lines, text = (text + found).split(b"\n")
-            for line in filter(None, lines):
-                told = json.loads(line)
-                replays.setdefault(told["folder"], Replay(Path(told["folder"]), told["uri"]))
-        elif not open_:
-            time.sleep(_TICK)
-        alone = os.getppid() != parent
-        if alone and until == float("inf"):
-            until = time.monotonic() + grace
-        busy = False
-        for replay in replays.values():
-            if alone:
-                close_dead(replay.folder, parent)
-            step = Step.SENT
-            while step is Step.SENT:
-                step = replay.step()
-            busy |= step is Step.WAITING
-        if alone and (not busy or time.monotonic() > until):
-            break
+
+    def __init__(self, log: Path, uri: str) -> None:
+        self.log = log
+        self.uri = uri
+        self.progress = Progress.load(log)
+        self._client: MlflowClient | None = None
+        self._head: Event | None = None
+        self._lock: FileLock | None = None
+
+    def lock(self, timeout: float) -> bool:
+        """Take the right to send, and how far it was sent in the meantime.
+
+        Args:
+            timeout: Seconds to wait for whoever has it.
+        """
+        from filelock import FileLock, Timeout
+
+        if self._lock is not None:
+            return True
+        path = self.log.with_name(f".{self.log.name}.lock")
+        if path.is_symlink():  # of a stranger's folder: it would be opened, and created
+            path.unlink()
+        lock = FileLock(path, thread_local=False)
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError) as error:
+            raise client.UnavailableError(f"{path} can't be locked: {error}") from None
+        self._lock = lock
+        found = Progress.load(self.log)
+        if found.offset >= self.progress.offset:
+            self.progress, self._client = found, None
+        return True
+
+    def unlock(self) -> None:
+        """Let others send."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def send(self) -> bool:
+        """Send the next events of one kind.
+
+        Returns:
+            Whether there were any.
+
+        Raises:
+            UnavailableError: If MLflow can't be reached; nothing is lost.
+            RunRefusedError: If it will not take this run.
+        """
+        events, end = self._batch()
+        if not events:
+            return False
+        before = self.progress.refused
+        try:
+            with client.sending_to(self.uri):
+                self._send(events)
+        except Exception as raised:
+            self.progress.refused = before  # all of them are sent again
+            raise client.classify(raised, self.uri) from None
+        self.progress.offset = end
+        self.progress.save(self.log)
+        return True
+
+    def close_killed(self) -> None:
+        """Set the status of a run whose process was killed without a word."""
+        last, length = event_log.was_killed(self.log), event_log.size(self.log)
+        if last is None or self.progress.killed_at == length or not self.progress.run_id:
+            return
+        try:
+            with client.sending_to(self.uri):
+                run_id = self.progress.run_id
+                self._open().set_terminated(run_id, "KILLED", end_time=last["time"])
+        except Exception as raised:
+            raise client.classify(raised, self.uri) from None
+        self.progress.killed_at = length
+        self.progress.save(self.log)
+
+    def _send(self, events: list[Event]) -> None:
+        """Send events; where MLflow refuses them, each value by itself."""
+        opened = self._open()
+        if events[0]["kind"] == "run":
+            return
+        try:
+            client.send(opened, self.progress.run_id, self.log, events)
+        except Exception as raised:
+            error = client.classify(raised, self.uri)
+            if not isinstance(error, client.EventRefusedError):
+                raise error from None
+            parts = client.split(events)
+            if len(parts) > 1:
+                for part in parts:
+                    self._send([part])
+            else:
+                self.progress.refused += 1
+                self.progress.error = str(error)
+        if events[0]["kind"] == "end" and self._head is not None:
+            client.delete_duplicates(opened, self._head, self.progress.run_id)
+
+    def _open(self) -> MlflowClient:
+        if self._client is None or not self.progress.run_id:
+            self._head = event_log.head(self.log)
+            if self._head is None:
+                raise client.RunRefusedError(f"{self.log} does not begin with its run")
+            opened = client.open_store(self.uri)
+            if not self.progress.run_id:
+                self.progress.run_id = client.ensure_run(opened, {**self._head, "uri": self.uri})
+                self.progress.save(self.log)
+            self._client = opened
+        return self._client
+
+    def _batch(self) -> tuple[list[Event], int]:
+        """Return the next events that go in one request, and the offset at their end."""
+        events: list[Event] = []
+        points, end = 0, self.progress.offset
+        for event, after in event_log.read(self.log, end):
+            count = len(event["metrics"]) if event["kind"] == "metrics" else 0
+            if events and (not count or points + count > _POINTS):
+                break
+            events.append(event)
+            points, end = points + count, after
+            if event["kind"] != "metrics":
+                break
+        return events, end
 
 
-def main() -> None:
-    """Be the sender of a process."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # training's to act on
-        signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):
-        os.nice(10)
-    serve(int(sys.argv[1]), float(os.environ.get(GRACE_VARIABLE) or _GRACE))
+class Sender(threading.Thread):
+    """Sends the event log of a run while it trains; training never waits for it.
+
+    A daemon: the process may end while a request hangs.
+
+    Args:
+        log: `metrics.jsonl`.
+        uri: Its store, with its login.
+    """
+
+    def __init__(self, log: Path, uri: str) -> None:
+        super().__init__(name="spanet-tracking", daemon=True)
+        self.transfer = Transfer(log, uri)
+        self.log = log
+        self.store = without_secret(uri)
+        self.is_local = sqlite_file(uri) is not None
+        self.unavailable = ""
+        self.refused = ""
+        self.stopped = False
+        self._attempts = 0
+        self._since = 0.0
+        self._reported = False
+        self._quiet_until = 0.0
+        self._urgent = threading.Event()
+        self._changed = threading.Condition()
+
+    def run(self) -> None:
+        """Send until the run ends."""
+        retry = _FIRST_RETRY
+        while not self.stopped and not self.refused:
+            if self.pending():
+                retry = _FIRST_RETRY if self._try() else min(_LONGEST_RETRY, 2 * retry)
+            else:
+                retry = _INTERVAL
+            if not self.stopped:
+                self._urgent.wait(retry)
+                self._urgent.clear()
+        self.transfer.unlock()
+        with self._changed:
+            self._changed.notify_all()
+
+    def pending(self) -> bool:
+        """Whether there is anything to send."""
+        return self.transfer.progress.offset < event_log.size(self.log)
+
+    def wait(self, *, for_run: bool = False) -> bool:
+        """Wait until MLflow has everything, within a bound.
+
+        A minute at most, of which ten seconds without progress at a server, and two where that was
+        unavailable before. A database file is waited for: it may just be being created.
+
+        Args:
+            for_run: Whether it is enough that the run is created.
+
+        Returns:
+            Whether it has.
+        """
+        limit = float(os.environ.get(WAIT_VARIABLE) or 0)
+        total = limit or _WAIT
+        idle = limit or (_WAIT if self.is_local else _IDLE)
+        if self.unavailable:
+            idle = min(idle, _IDLE_UNAVAILABLE)
+        end, attempts = time.monotonic() + total, self._attempts
+        before, moved = self.transfer.progress.offset, time.monotonic()
+        while self.pending() and not (for_run and self.transfer.progress.run_id):
+            now = time.monotonic()
+            if self.transfer.progress.offset != before:
+                before, moved = self.transfer.progress.offset, now
+            left = min(end, moved + idle) - now
+            tried = self._attempts - attempts
+            failed = bool(self.unavailable) and tried >= (_LOCAL_ATTEMPTS if self.is_local else 1)
+            if left <= 0 or failed or self.refused or not self.is_alive():
+                return False
+            self._urgent.set()
+            with self._changed:
+                self._changed.wait(min(left, 0.1))
+        return True
+
+    def stop(self) -> None:
+        """Let others send what is left."""
+        self.stopped = True
+        self._urgent.set()
+        if threading.current_thread() is not self:
+            self.join(0.5)
+
+    def report_left(self) -> None:
+        """Say that training ended before everything was sent."""
+        if not self.refused:
+            left = sum(1 for _ in event_log.read(self.log, self.transfer.progress.offset))
+            say(
+                f"{left} event{'s' if left != 1 else ''} not sent to {self.store} yet. To send "
+                f"them: spanet track sync {_short(self.log.parent)}"
+            )
+
+    def _try(self) -> bool:
+        """Send what there is; return whether that went well."""
+        try:
+            if not self.transfer.lock(0):
+                raise client.UnavailableError("another process is sending this run")
+            while self.transfer.send():
+                self._succeeded()
+        except client.RunRefusedError as error:
+            self.refused = str(error)
+            say(
+                f"{self.store} does not accept this run ({error}). It is recorded in "
+                f"{_short(self.log)}; once that is corrected: spanet track sync "
+                f"{_short(self.log.parent)}"
+            )
+        except Exception as error:  # of a file system, or whatever MLflow raises on the way out
+            self._failed(" ".join(str(error).split())[:160] or type(error).__name__)
+        else:
+            return True
+        finally:
+            self._attempts += 1
+            with self._changed:
+                self._changed.notify_all()
+        return False
+
+    def _succeeded(self) -> None:
+        self.unavailable = ""
+        if self._reported:
+            self._reported = False
+            if time.monotonic() >= self._quiet_until:
+                self._quiet_until = time.monotonic() + _QUIET
+                say(f"{self.store} is available again")
+        with self._changed:
+            self._changed.notify_all()
+
+    def _failed(self, reason: str) -> None:
+        now = time.monotonic()
+        if not self.unavailable:
+            self._since = now
+        self.unavailable = reason
+        if not self._reported and now - self._since >= _SILENCE:
+            self.report_unavailable()
+
+    def report_unavailable(self) -> None:
+        """Say once that the store can't be reached."""
+        if self.unavailable and not self._reported:
+            self._reported = True
+            if time.monotonic() >= self._quiet_until:
+                say(
+                    f"{self.store} is unavailable ({self.unavailable}). Training continues; "
+                    f"the run is recorded in {_short(self.log)} and sent later"
+                )
 
 
-if __name__ == "__main__":
-    main()
+@dataclass(frozen=True)
+class Status:
+    """How far an event log is.
+
+    Attributes:
+        log: `metrics.jsonl`.
+        uri: Its store, without credentials.
+        run_id: The run in MLflow; empty before it was created.
+        points: Values of metrics.
+        pending: Events that MLflow does not have.
+        pending_points: Values of metrics among these.
+        refused: Events that MLflow refused.
+        since: When the first pending event was logged, in seconds since 1970.
+        state: "sent", "running" (a process trains, or sends), "pending" or "refused".
+        error: Why it is pending or refused, where that is known.
+    """
+
+    log: Path
+    uri: str
+    run_id: str
+    points: int
+    pending: int
+    pending_points: int
+    refused: int
+    since: float | None
+    state: str
+    error: str
+
+
+def find_logs(paths: Iterable[Path]) -> list[Path]:
+    """Return the event logs in folders and below them; links are not followed.
+
+    Args:
+        paths: Folders of runs, or of many runs.
+
+    Raises:
+        ConfigError: If one is no folder.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"PATH: there is no folder {path}; expected one of runs or of a run")
+        for folder, _, files in os.walk(path):
+            for name in sorted(files):
+                log = Path(folder) / name
+                if name.startswith("metrics") and name.endswith(".jsonl") and not log.is_symlink():
+                    found[log] = None
+    return [log for log in found if event_log.head(log) is not None]
+
+
+def status(log: Path) -> Status:
+    """Return how far an event log is.
+
+    Args:
+        log: `metrics.jsonl`.
+    """
+    first, progress = event_log.head(log), Progress.load(log)
+    points = pending = pending_points = 0
+    since: float | None = None
+    for event, end in event_log.read(log):
+        count = len(event["metrics"]) if event["kind"] == "metrics" else 0
+        points += count
+        if end > progress.offset:
+            pending, pending_points = pending + 1, pending_points + count
+            since = since or event["time"] / 1000
+    transfer = Transfer(log, "")
+    try:
+        running = not transfer.lock(0)
+    except client.UnavailableError:  # of a folder that can only be read
+        running = False
+    transfer.unlock()
+    if not running and not pending and progress.killed_at != event_log.size(log):
+        pending = int(event_log.was_killed(log) is not None)  # its status
+    state = "running" if running else "pending" if pending else "sent"
+    if progress.refused and not pending:
+        state = "refused"
+    return Status(
+        log=log,
+        uri="" if first is None else str(first["uri"]),
+        run_id=progress.run_id,
+        points=points,
+        pending=pending,
+        pending_points=pending_points,
+        refused=progress.refused,
+        since=since,
+        state=state,
+        error=progress.error if pending or progress.refused else "",
+    )
+
+
+def sync(
+    log: Path, uri: str | None = None, patience: float = 30.0, report: Callable[[str], None] = print
+) -> Status:
+    """Send what MLflow does not have of an event log.
+
+    Args:
+        log: `metrics.jsonl`.
+        uri: Its store, where the log was never sent to one, or where that needs a login.
+        patience: Seconds to try a store that is unavailable.
+        report: Takes lines for the user.
+
+    Returns:
+        How far it is afterwards.
+
+    Raises:
+        ConfigError: If MLflow is not installed, or the store is another one than the run's.
+    """
+    if not client.installed():
+        raise ConfigError("mlflow: is not installed; pip install mlflow, then sync again")
+    first = event_log.head(log)
+    if first is None:
+        report(f"{log}: does not begin with its run; nothing was sent")
+        return status(log)
+    own, known = str(first["uri"]), Progress.load(log).run_id
+    if uri is not None and without_secret(absolute(uri)) != own and known:
+        raise ConfigError(
+            f"--tracking-uri: got {without_secret(uri)!r}, but the run of {log.parent} began in "
+            f"{own!r}"
+        )
+    transfer = Transfer(log, uri or complete(own))
+    until, pause = time.monotonic() + patience, _FIRST_RETRY
+    try:
+        while True:
+            try:
+                if not transfer.lock(max(0.0, until - time.monotonic())):
+                    report(f"{log}: another process is sending it")
+                    return status(log)
+                while transfer.send():
+                    until = time.monotonic() + patience
+                transfer.close_killed()
+            except client.RunRefusedError as error:
+                transfer.progress.error = str(error)
+                transfer.progress.save(log)
+                break
+            except client.UnavailableError as error:
+                transfer.progress.error = str(error)
+                transfer.progress.save(log)
+                if time.monotonic() + pause > until:
+                    break
+                time.sleep(pause)
+                pause = min(_LONGEST_RETRY, 2 * pause)
+            else:
+                break
+    finally:
+        transfer.unlock()
+    return status(log)
+
+
+def say(line: str) -> None:
+    """Write a line for the user; not a Python warning, which some turn into errors."""
+    sys.stderr.write(f"Tracking: {line}.\n")
+    sys.stderr.flush()
+
+
+def _short(path: Path) -> Path:
+    """Return a path as seen from the working directory, where it is below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

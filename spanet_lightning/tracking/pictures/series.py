@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from PIL.Image import Image
 
+from spanet_lightning.tracking import names
 from spanet_lightning.tracking.logger import MLflowLogger
 
 FOLDER = "images"
@@ -54,17 +54,17 @@ def log(trainer: Trainer, picture: Image, name: str) -> None:
         name: What it shows, the same at each step: letters, digits, spaces, `-` and `_`.
     """
     step = max(trainer.global_step - 1, 0)  # that of the metrics of the epoch
-    safe = re.sub(r"[^\w -]", "_", name)
-    stem = f"{FOLDER}/{safe}+step+{step}+timestamp+{int(time.time() * 1000)}+{uuid.uuid4()}"
+    stamp = f"timestamp+{int(time.time() * 1000)}+{uuid.uuid4()}"
+    stem = f"{FOLDER}/{names.encode_file(name)}+step+{step}+{stamp}"
     small = picture.copy()
     small.thumbnail((_SMALL, _SMALL))
     for logger in trainer.loggers:
         if isinstance(logger, MLflowLogger):
-            logger.log_picture(picture, f"{stem}.png")
-            logger.log_picture(small, f"{stem}+compressed.webp")
+            logger.log_image(picture, f"{stem}.png")
+            logger.log_image(small, f"{stem}+compressed.webp")
             logger.set_tags({_LOGGED: "True"})
 
 
 def name_of(file: str) -> str:
     """Return what a file of `log` shows."""
-    return Path(file).name.partition("+")[0]
+    return names.decode(Path(file).name.partition("+")[0])

@@ -94,7 +94,7 @@ class SpectrumPicture(Callback):
             name = f"epoch-{trainer.current_epoch + 1:04d}.npz"
             file = figures.save_data(Path(folder) / name, data)
             for logger in loggers:
-                logger.log_file(file, f"{FOLDER}/spectrum")
+                logger.log_artifact(file, f"{FOLDER}/spectrum")
 
 
 def _backbone(model: LightningModule) -> torch.nn.Module | None:
