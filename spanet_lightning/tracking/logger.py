@@ -393,8 +393,7 @@ class MLflowLogger(Logger):
         except OSError as error:
             self._lose(error)
             return
-        folder = path.rpartition("/")[0]
-        self._append("artifact", file=f"{ARTIFACTS}/{path}", folder=folder)
+        self._append("artifact", file=f"{ARTIFACTS}/{path}", folder=file.rpartition("/")[0])
 
     def _lose(self, error: OSError) -> None:
         """Say once that the disk does not take what is logged: no reason to end a training."""
