@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from spanet_lightning.cost import ModelCost
+if TYPE_CHECKING:
+    from spanet_lightning.cost import ModelCost
 
 
 def show(title: str, rows: Mapping[str, str | None]) -> None:

@@ -90,7 +90,7 @@ def test_a_run_that_was_never_sent_is_told(recorded: Recorded, tmp_path):  # noq
 
 def test_a_line_of_the_configuration_draws_spectra_by_step():
     args = ["fit", "-c", DIGITS, *OPTIONS, "--trainer.logger.tracking_uri=sqlite:///mlflow.db"]
-    cli.main([*args, "--tracking.spectrum=4", "--tracking.pictures_every=1"])
+    cli.main([*args, "--tracking.spectrum=4", "--tracking.log_images_every_n_epochs=1"])
     store = Store("sqlite:///mlflow.db")
     run = store.find("digits-spanetv2")
     files = [entry.path for entry in store.client.list_artifacts(run.id, "images")]
@@ -166,7 +166,8 @@ def test_a_picture_of_spectra_shows_the_first_images_and_changes_nothing():
 def test_spectra_are_drawn_only_where_asked_for():
     kinds = [type(one) for one in picture_callbacks(TrackingOptions(), torch.nn.Module())]
     assert SpectrumPicture not in kinds
-    found = picture_callbacks(TrackingOptions(pictures_every=3, spectrum=5), torch.nn.Module())
+    options = TrackingOptions(log_images_every_n_epochs=3, spectrum=5)
+    found = picture_callbacks(options, torch.nn.Module())
     (one,) = (c for c in found if isinstance(c, SpectrumPicture))
     assert (one.every, one.images) == (3, 5)
     for arguments in ({"every": 0}, {"images": 0}):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from spanet_lightning import SPANet, __version__, app, launcher, load_official
-from spanet_lightning.commands import demo
+from spanet_lightning.cli import demo
 from spanet_lightning.published import PUBLISHED
 from tests.helpers import DIGITS, files, refused
 from tests.parity import rule, schema

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from spanet_lightning import app, cli
-from spanet_lightning.cli.check import TRUSTED_VARIABLE
 from spanet_lightning.exit import TRACEBACK_VARIABLE
+from spanet_lightning.trust import TRUSTED_VARIABLE
 from tests.helpers import DIGITS, UNTRACKED, files, images, refused
 
 V1 = ["--model.backbone=SPANet", "--model.backbone.variant=test"]

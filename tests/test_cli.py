@@ -22,8 +22,8 @@ from lightning.pytorch.callbacks import (
 
 import spanet_lightning
 from spanet_lightning import ClassificationTask, SPANet, SPANetV2, __version__, cli
-from spanet_lightning.cli import blame, keys, sources
-from spanet_lightning.cli.check import class_keys
+from spanet_lightning.cli import config_files, keys, signatures
+from spanet_lightning.cli import error_messages as messages
 from spanet_lightning.cli.disk import DiskCheck
 from spanet_lightning.cli.finite import FiniteGuard
 from spanet_lightning.cli.interruption import Interruption
@@ -115,8 +115,8 @@ def test_help_names_every_argument_of_both_backbones(capsys):
         assert "--" in printed(capsys, *line.split())
     args = ["fit", "--model=ClassificationTask", "--model.backbone.help=SPANetV2"]
     described = printed(capsys, *args)
-    for name in class_keys(SPANetV2):
-        assert f"--backbone.{name}" in described
+    for name in signatures.known("spanet_lightning.backbones.SPANetV2").parameters:
+        assert f"--model.backbone.{name}" in described
 
 
 def test_help_names_every_task_head_and_data_module(capsys):
@@ -387,8 +387,8 @@ def test_flat_keys_are_those_of_the_command_line():
 def test_error_keeps_a_key_that_is_ambiguous_or_no_key():
     flat = {"a.size": 1, "b.size": 2, "a.rate": 3}
     for text in ("size: got 1", "runs/x.ckpt: broken", "no key at all"):
-        assert str(blame.with_full_key(ConfigError(text), flat, {})) == text
-    full = blame.with_full_key(ConfigError("rate[2]: got 3"), flat, {"a.rate": "x.yaml:4"})
+        assert str(messages.with_full_key(ConfigError(text), flat, {})) == text
+    full = messages.with_full_key(ConfigError("rate[2]: got 3"), flat, {"a.rate": "x.yaml:4"})
     assert str(full) == "x.yaml:4: a.rate[2]: got 3"
 
 
@@ -406,47 +406,61 @@ def test_only_what_a_library_says_of_its_arguments_is_the_users_error():
         Ours.__module__ = top
         with pytest.raises(ValueError, match="rate") as ours:
             Ours()
-        assert blame.of_constructor(ours.value, flat, {}) is None
+        assert messages.of_constructor(ours.value, flat, {}) is None
     with pytest.raises(ValueError, match="rate") as theirs:
         Theirs()
-    said = blame.of_constructor(theirs.value, flat, {"y.rate": "a.yaml:2"})
+    said = messages.of_constructor(theirs.value, flat, {"y.rate": "a.yaml:2"})
     assert str(said) == "a.yaml:2: y.rate: got 3: got rate 3"
     unknown = TypeError("f() got an unexpected keyword argument 'rate'")
-    assert blame.of_argument(unknown, keys.passed_on({"x": {"init_args": {"rate": 3}}})) is None
+    assert messages.of_argument(unknown, keys.passed_on({"x": {"init_args": {"rate": 3}}})) is None
     passed = {"x": [{"class_path": "a.B", "dict_kwargs": {"rate": 3}}]}
-    assert str(blame.of_argument(unknown, keys.passed_on(passed))).startswith("x[0].rate: got 3: f")
-
-
-def test_options_of_a_command_line():
-    args = ["pos", "--a", "1", "--b=2", "-c", "f", "--d", "--e", "-3", "-h"]
-    assert list(sources.options(args)) == [
-        ("--a", "1"),
-        ("--b", "2"),
-        ("-c", "f"),
-        ("--d", None),
-        ("--e", "-3"),
-        ("-h", None),
-    ]
-
-
-def test_files_are_read_as_jsonargparse_reads_them():
-    Path("a.yaml").write_text(
-        "base: &b {lr: 1e-3, name: '5', day: 2026-01-02}\nrun: {<<: *b, lr: 2, off: no, none: }\n"
-        "list: [1, x, 1.5e3]\n"
+    assert str(messages.of_argument(unknown, keys.passed_on(passed))).startswith(
+        "x[0].rate: got 3: f"
     )
-    node = sources.read("a.yaml")
-    assert node.plain() == {
+
+
+def test_scalars_mean_what_their_key_expects(capsys):
+    """Names stay as written, where YAML would make numbers, truth values or durations of them."""
+    for text in ("off", "007", "1e3", "12:30:45", "no"):
+        Path("a.yaml").write_text(f"name: {text}\ntrainer: {{max_time: 00:01:00:00}}\n")
+        for args in (["--config=a.yaml"], [f"--name={text}"]):
+            shown = yaml.safe_load(printed(capsys, "fit", *UNTRACKED, *args, "--print_config"))
+            assert shown["name"] == text
+    assert shown["model"]["init_args"]["optimizer"]["lr"] == 2e-3
+
+
+def test_files_merge_with_anchors_and_aliases():
+    Path("a.yaml").write_text(
+        "base: &b {lr: 1e-3, name: '5', day: 2026-01-02}\nrun: {<<: *b, lr: 2, none: }\n"
+        "list: [1, x, 1.5e3]\none: &x {k: 1}\ntwo: *x\n"
+    )
+    tree = config_files.collect(["--config=a.yaml", "--one.k=2"], config_files.Tree())
+    assert config_files.plain(tree) == {
         "base": {"lr": 1e-3, "name": "5", "day": "2026-01-02"},
-        "run": {"lr": 2, "name": "5", "day": "2026-01-02", "off": False, "none": None},
+        "run": {"lr": 2, "name": "5", "day": "2026-01-02", "none": None},
         "list": [1, "x", 1500.0],
+        "one": {"k": 2},
+        "two": {"k": 1},
     }
-    assert node.value["list"].where == "a.yaml:3"
-    assert sources.read("a.yaml").value["run"].value["name"].where == "a.yaml:1"
-    Path("empty.yaml").touch()
-    assert sources.read("empty.yaml").plain() == {}
 
 
-def test_options_do_not_leak_through_yaml_aliases():
-    Path("a.yaml").write_text("one: &x {k: 1}\ntwo: *x\n")
-    tree = sources.collect(["--config=a.yaml", "--one.k=2"]).plain()
-    assert tree == {"one": {"k": 2}, "two": {"k": 1}}
+def test_dropped_arguments_of_a_replaced_class_are_named(capsys):
+    args = ["fit", "--config", str(CONFIGS / "digits" / "spanet.yaml")]
+    args += ["--model.backbone.radius=[1,1,1,1]", "--model.backbone=SPANetV2", "--print_config"]
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    shown = capsys.readouterr()
+    (note,) = shown.err.splitlines()
+    assert note.startswith("note: model.backbone: SPANetV2 replaces SPANet; dropped")
+    assert "radius=[1, 1, 1, 1]" in note
+    backbone = yaml.safe_load(shown.out)["model"]["init_args"]["backbone"]
+    assert backbone["class_path"] == "spanet_lightning.SPANetV2"
+    assert backbone["init_args"]["variant"] == "test"
+
+
+def test_signatures_read_from_source_are_those_of_the_classes():
+    for name, module in spanet_lightning.LAZY.items():
+        cls = getattr(spanet_lightning, name)
+        if isinstance(cls, type):
+            read = signatures.known(f"{module}.{name}")
+            assert list(read.parameters) == list(inspect.signature(cls).parameters)

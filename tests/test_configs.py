@@ -67,7 +67,7 @@ def test_config_trains(
         small |= {"data.root": str(images), "data.num_workers": "0", "data.image_size": "32"}
     if "imagenet" in path.parts:
         small |= {"model.backbone.variant": "test", "model.backbone.img_size": "32"}
-        small["global_batch"] = "8"
+        small["global_batch_size"] = "8"
     overrides = [f"--{key}={value}" for key, value in small.items()]
     experiment = run(["fit", "--config", str(path), *overrides])
     loss = float(experiment.trainer.callback_metrics["train/loss"])
@@ -125,7 +125,7 @@ def resolve(path: Path) -> Namespace:
     """Return a configuration with the defaults of the code filled in, nothing built."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=int)
-    parser.add_argument("--global_batch", type=int)
+    parser.add_argument("--global_batch_size", type=int)
     parser.add_class_arguments(Trainer, "trainer", fail_untyped=False)
     parser.add_subclass_arguments(ClassificationTask, "model")
     parser.add_subclass_arguments(ImageClassificationDataModule, "data")
@@ -150,11 +150,11 @@ def test_imagenet_config_is_the_published_recipe(path: Path) -> None:
     assert task.backbone.init_args.drop_rate == 0.0
 
     assert (trainer.devices, trainer.strategy, trainer.num_nodes) == (1, "auto", 1)
-    assert config.global_batch == row.images_per_step
+    assert config.global_batch_size == row.images_per_step
     assert (trainer.accumulate_grad_batches, trainer.limit_train_batches) == (1, None)  # derived
     assert data.batch_size == row.per_device
     # On the authors' four devices, what follows is what they accumulated.
-    assert share(config.global_batch, 4, data.batch_size) == GlobalBatch(
+    assert share(config.global_batch_size, 4, data.batch_size) == GlobalBatch(
         4, row.per_device, row.accumulate
     )
     assert trainer.precision == row.precision

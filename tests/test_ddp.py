@@ -58,7 +58,7 @@ def test_a_global_batch_is_the_same_on_two(tmp_path: Path) -> None:
     """One device accumulates four batches where two accumulate two; a layer makes it two."""
     folders = tmp_path / "one", tmp_path / "two"
     layer = f"--config={ranks.CONFIGS / 'trainer' / 'ddp.yaml'}"
-    more = ("--global_batch=8", "--data.batch_size=2")
+    more = ("--global_batch_size=8", "--data.batch_size=2")
     kept = ranks.snapshots(tmp_path / "kept", ["3"])  # after four batches of two devices: two steps
     for folder, devices in zip(folders, ((), (layer, "--trainer.devices=2")), strict=True):
         # A limit of one's own means batches: five steps.

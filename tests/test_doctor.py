@@ -319,7 +319,7 @@ def test_a_checkpoint_that_is_not_what_was_written(monkeypatch: pytest.MonkeyPat
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, *found: Finding) -> None:
-    monkeypatch.setattr("spanet_lightning.commands.doctor._look", lambda _: found)
+    monkeypatch.setattr("spanet_lightning.cli.doctor._look", lambda _: found)
 
 
 def test_the_exit_code_is_the_verdict(

@@ -46,7 +46,7 @@ def test_every_share_is_exact_and_the_largest() -> None:
 
 @pytest.mark.parametrize(("images", "devices"), [(10, 4), (3, 4), (0, 1), (-4, 2)])
 def test_what_cannot_be_shared_out_is_refused(images: int, devices: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^global_batch: got {images}, expected"):
+    with pytest.raises(ConfigError, match=rf"^global_batch_size: got {images}, expected"):
         share(images, devices, 8)
 
 
@@ -61,7 +61,7 @@ def fit(*args: str) -> cli.Experiment:
 
 def test_a_run_takes_whole_steps_alone(caplog: pytest.LogCaptureFixture) -> None:
     """1258 digits are 25 batches of 50, 6 steps of 200: what is left over is no step of its own."""
-    run = fit("--global_batch=200", "--data.batch_size=60", "--trainer.val_check_interval=2")
+    run = fit("--global_batch_size=200", "--data.batch_size=60", "--trainer.val_check_interval=2")
     assert run.trainer.accumulate_grad_batches == 4
     assert run.datamodule.batch_size == 50
     assert run.trainer.global_step == 6
@@ -73,7 +73,7 @@ def test_a_run_takes_whole_steps_alone(caplog: pytest.LogCaptureFixture) -> None
     written = (run.record.folder / "config.yaml").read_text()
     assert written.startswith(f"# {line}\n")
     config = yaml.safe_load(written)
-    assert config["global_batch"] == 200
+    assert config["global_batch_size"] == 200
     assert config["trainer"]["accumulate_grad_batches"] == 1
     assert config["data"]["init_args"]["batch_size"] == 60
     assert run.record.params["batch.accumulated"] == 4
@@ -85,7 +85,7 @@ def test_accumulated_and_at_once_are_one_training() -> None:
     weights = []
     for at_most in (32, 8):
         run = fit(
-            "--global_batch=32",
+            "--global_batch_size=32",
             f"--data.batch_size={at_most}",
             "--trainer.max_steps=4",
             "--trainer.enable_checkpointing=false",
@@ -98,8 +98,12 @@ def test_accumulated_and_at_once_are_one_training() -> None:
 
 def test_a_run_goes_on_with_another_share_of_the_same_step() -> None:
     """Broken off amid an epoch where a device takes 32 images at once, resumed where it takes 8."""
-    args = ("--global_batch=32", "--trainer.precision=64-true", "--trainer.limit_val_batches=1")
-    args += ("--checkpoint.monitor=step", "--checkpoint.every_n_train_steps=2")
+    args = ("--global_batch_size=32", "--trainer.precision=64-true")
+    args += (
+        "--trainer.limit_val_batches=1",
+        "--checkpoint.monitor=step",
+        "--checkpoint.every_n_train_steps=2",
+    )
     weights = []
     for name, first, then in (("unbroken", 32, 32), ("broken", 32, 8)):
         fit(*args, f"--name={name}", f"--data.batch_size={first}", "--trainer.max_steps=2")
@@ -114,13 +118,13 @@ def test_a_run_goes_on_with_another_share_of_the_same_step() -> None:
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["--global_batch=0"], "global_batch: got 0, expected at least 1 image, or null"),
-        (["--global_batch=2000"], "global_batch: got 2000, expected at most 1240, what the"),
+        (["--global_batch_size=0"], "global_batch_size: got 0, expected at least 1 image, or null"),
+        (["--global_batch_size=2000"], "global_batch_size: got 2000, expected at most 1240"),
         (
-            ["--global_batch=64", "--trainer.accumulate_grad_batches=2"],
+            ["--global_batch_size=64", "--trainer.accumulate_grad_batches=2"],
             "trainer.accumulate_grad_batches: got 2, expected 1 (leave it out)",
         ),
-        (["--global_batch=many"], "global_batch: got 'many', expected an integer or null"),
+        (["--global_batch_size=many"], "global_batch_size: got 'many', expected an integer"),
     ],
 )
 def test_errors_name_the_key(
@@ -131,11 +135,11 @@ def test_errors_name_the_key(
 
 
 def test_devices_that_do_not_divide_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["fit", *UNTRACKED, "--global_batch=7", "--trainer.devices=2"]
-    assert "global_batch: got 7, expected a multiple of 2, the devices" in refused(args, capsys)
+    args = ["fit", *UNTRACKED, "--global_batch_size=7", "--trainer.devices=2"]
+    assert "global_batch_size: got 7, expected a multiple of 2" in refused(args, capsys)
 
 
 def test_evaluation_takes_the_batch_that_is_stated() -> None:
-    run = cli.run(["validate", *UNTRACKED, "--global_batch=48", "--data.batch_size=20"])
+    run = cli.run(["validate", *UNTRACKED, "--global_batch_size=48", "--data.batch_size=20"])
     assert run.datamodule.batch_size == 20
     assert run.trainer.accumulate_grad_batches == 1

@@ -16,7 +16,6 @@ from PIL import Image
 
 from spanet_lightning import ClassificationTask, app
 from spanet_lightning.cache import CACHE_VARIABLE
-from spanet_lightning.cli.check import TRUSTED_VARIABLE
 from spanet_lightning.data import (
     CocoDataModule,
     ImageClassificationDataModule,
@@ -25,7 +24,7 @@ from spanet_lightning.data import (
 from spanet_lightning.data.listing import LINKS_VARIABLE, name_fault
 from spanet_lightning.errors import ConfigError, DataError
 from spanet_lightning.sweep.parse import read_study
-from spanet_lightning.trust import is_trusted
+from spanet_lightning.trust import TRUSTED_VARIABLE, is_trusted
 from tests import dense_sets
 from tests.helpers import UNTRACKED, images, refused
 

@@ -52,7 +52,7 @@ def test_pictures_come_every_so_many_epochs_and_at_the_end():
     assert due == [4, 8, 10]
     trainer.sanity_checking = True
     assert not series.is_due(trainer, 1)
-    assert picture_callbacks(TrackingOptions(pictures_every=0), torch.nn.Module()) == []
+    assert picture_callbacks(TrackingOptions(log_images_every_n_epochs=0), torch.nn.Module()) == []
 
 
 def test_overlays_are_predicted_only_when_they_are_due():

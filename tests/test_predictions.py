@@ -34,7 +34,7 @@ def folder_of(config: str, *args: str) -> Path:
 
 
 def test_detections_are_cocos_results_of_every_image() -> None:
-    folder = folder_of(DETECTOR, *SCENES, "--pictures=3")
+    folder = folder_of(DETECTOR, *SCENES, "--num_visualizations=3")
     results = json.loads((folder / "results.json").read_text())
     images = json.loads((folder / "images.json").read_text())
     assert images == [{"id": i, "file_name": f"test/{i}"} for i in range(1, 6)]
@@ -54,7 +54,7 @@ def test_a_second_prediction_leaves_the_first_alone() -> None:
 
 
 def test_segmentation_is_masks_with_a_palette() -> None:
-    folder = folder_of(SEGMENTER, *SCENES, "--pictures=1")
+    folder = folder_of(SEGMENTER, *SCENES, "--num_visualizations=1")
     masks = sorted((folder / "masks").rglob("*.png"))
     assert [path.name for path in masks] == [f"{i}.png" for i in range(1, 6)]
     with Image.open(masks[0]) as mask:
@@ -88,10 +88,10 @@ def test_classes_are_a_table_with_paths(tmp_path: Path) -> None:
 
 def test_pictures_of_a_classifier_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["predict", "--config", helpers.DIGITS, *FEW, "--pictures=2"])
+        cli.main(["predict", "--config", helpers.DIGITS, *FEW, "--num_visualizations=2"])
     assert "pictures: got 2, expected 0 for ClassificationTask" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        cli.main(["predict", "--config", DETECTOR, *FEW, "--pictures=-1"])
+        cli.main(["predict", "--config", DETECTOR, *FEW, "--num_visualizations=-1"])
     assert "pictures: got -1, expected at least 0" in capsys.readouterr().err
 
 

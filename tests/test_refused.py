@@ -220,15 +220,15 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "a mistake in a class that was added": Refusal(
         run("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitr=val/loss"),
-        ("callbacks+[0].monitr: got 'val/loss'", "did you mean 'trainer.callbacks+[0].monitor'?"),
+        ("callbacks[0].monitr: got 'val/loss'", "did you mean 'trainer.callbacks[0].monitor'?"),
     ),
     "no such class to add": Refusal(
         run("--trainer.callbacks+=EarlyStoping"),
-        ("trainer.callbacks+[0]: got 'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping"),
+        ("trainer.callbacks[0]: got 'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping"),
     ),
     "a class to add that is none of ours": Refusal(
         run("--trainer.callbacks+=other.Thing"),
-        ("trainer.callbacks+[0]: got 'other.Thing'", "SPANET_TRUSTED_PACKAGES=other"),
+        ("trainer.callbacks[0]: got 'other.Thing'", "SPANET_TRUSTED_PACKAGES=other"),
     ),
     "a value that Lightning's class refuses": Refusal(
         run(*ADD_EARLY_STOPPING, "--trainer.callbacks.mode=up"),

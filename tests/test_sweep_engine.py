@@ -376,7 +376,7 @@ def test_shares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commands_import_optuna_only_when_called() -> None:
-    code = "import sys, spanet_lightning.app, spanet_lightning.commands.sweep as s, argparse; "
+    code = "import sys, spanet_lightning.app, spanet_lightning.cli.sweep as s, argparse; "
     code += "s.add_arguments(argparse.ArgumentParser()); "
     code += "print([n for n in ('optuna', 'mlflow', 'lightning') if n in sys.modules])"
     import subprocess

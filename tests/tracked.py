@@ -21,7 +21,7 @@ OPTIONS = (
     "--trainer.log_every_n_steps=2",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
-    "--tracking.pictures_every=2",
+    "--tracking.log_images_every_n_epochs=2",
     "--tracking.predictions=4",
     "--tracking.system_metrics=true",
 )

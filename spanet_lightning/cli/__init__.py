@@ -49,7 +49,16 @@ def run(args: Sequence[str], show_results: bool = True) -> Experiment:
     Raises:
         SpanetError: For whatever the user got wrong.
     """
+    from spanet_lightning.cli.arguments import Arguments
+
+    if args[:1] == ["--complete"]:  # what `spanet completion` makes the shell call
+        from spanet_lightning.cli.help_texts import complete
+
+        words = list(args[1:])
+        print("\n".join(word for word in complete(words) if word.startswith(words[-1])))
+        raise SystemExit(0)
+    arguments = Arguments.parse(args)
     with broken.named():
         from spanet_lightning.cli.experiment import Experiment
 
-    return Experiment(args, show_results)
+    return Experiment(arguments, show_results)

@@ -20,8 +20,8 @@ from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.checkpoints import SafeCheckpointIO
 from spanet_lightning.cli import (
-    blame,
     checkpoints,
+    error_messages,
     faults,
     global_batch,
     keys,
@@ -30,17 +30,18 @@ from spanet_lightning.cli import (
 )
 from spanet_lightning.cli.bad_samples import left_out
 from spanet_lightning.cli.callbacks import default_callbacks, tracked
-from spanet_lightning.cli.command_line import RUNS, CommandLine
+from spanet_lightning.cli.command_line import CommandLine
 from spanet_lightning.cli.compute import Compute
 from spanet_lightning.cli.disk import DiskCheck
+from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.cli.finite import FiniteGuard
 from spanet_lightning.cli.interruption import Interrupted, Interruption, name_of, requeue
+from spanet_lightning.cli.options import RUNS
 from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.cli.predictions import PredictionWriter
 from spanet_lightning.cli.progress import ImagesPerSecond
 from spanet_lightning.cli.record import RunRecord
 from spanet_lightning.cli.sync import SyncBatchNorms
-from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost, model_cost
 from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid
@@ -88,10 +89,10 @@ class Experiment(CommandLine):
             super().instantiate_classes()
         except Exception as error:
             found = users_error(error)
-            found = found or blame.of_constructor(error, self.flat_config(), self.where)
+            found = found or error_messages.of_constructor(error, self.flat_config(), self.where)
             if found is None:
                 raise
-            raise blame.with_full_key(found, self.flat_config(), self.where) from error
+            raise error_messages.with_full_key(found, self.flat_config(), self.where) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the default callbacks, where the user has not brought their own.
@@ -143,7 +144,7 @@ class Experiment(CommandLine):
         try:
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise blame.trainer_error(str(error), config, self.where) from error
+            raise error_messages.trainer_error(str(error), config, self.where) from error
         sharding.check(trainer)
         self._share_batch(trainer)
         # The last of all: it may end a step, which the others are to have seen.
@@ -194,7 +195,7 @@ class Experiment(CommandLine):
 
     def _share_batch(self, trainer: Trainer) -> None:
         """Derive the batch of a device and the accumulation, where the configuration leaves it."""
-        images = self._get(self.config_init, "global_batch")
+        images = self._get(self.config_init, "global_batch_size")
         if images is None or self.subcommand != "fit":
             return
         shared = global_batch.apply(images, trainer, self.datamodule)
@@ -212,13 +213,13 @@ class Experiment(CommandLine):
         )
         writer = PredictionWriter(record.folder) if writes else None
         found: list[Callback] = [] if writer is None else [writer]
-        pictures = self._get(self.config_init, "pictures")
+        pictures = self._get(self.config_init, "num_visualizations")
         if pictures < 0:
-            raise invalid("pictures", pictures, "at least 0")
+            raise invalid("num_visualizations", pictures, "at least 0")
         if pictures:
             found.append(Overlays(pictures, record, writer))
         elif self.subcommand == "fit" and isinstance(self.model, DetectionTask | SegmentationTask):
-            every = self._get(self.config_init, "tracking").pictures_every
+            every = self._get(self.config_init, "tracking").log_images_every_n_epochs
             if every and tracked_by_mlflow:
                 found.append(Overlays(_OVERLAYS, record, every=every))
         return found
@@ -313,7 +314,7 @@ class Experiment(CommandLine):
             self._tell(end)
             raise
         except SpanetError as error:
-            raise blame.with_full_key(error, self.flat_config(), self.where) from error
+            raise error_messages.with_full_key(error, self.flat_config(), self.where) from error
         except MisconfigurationException as error:
             # Raised late, by a callback that finds no such metric and the like.
             raise ConfigError(one_line(str(error))) from error
@@ -322,7 +323,7 @@ class Experiment(CommandLine):
                 raise ConfigError(f"trainer.callbacks: {one_line(str(error))}") from error
             device = str(self.trainer.strategy.root_device)
             if isinstance(error, TypeError):
-                unknown = blame.of_argument(error, keys.passed_on(self._plain_config()))
+                unknown = error_messages.of_argument(error, keys.passed_on(self._plain_config()))
                 if unknown is not None:
                     raise unknown from error
             found = users_error(error) or faults.explain(error, self.flat_config(), device)

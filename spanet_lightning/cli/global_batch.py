@@ -64,13 +64,13 @@ def share(images: int, devices: int, at_most: int) -> GlobalBatch:
         ConfigError: If the images can't be shared out evenly.
     """
     if images < 1:
-        raise invalid("global_batch", images, "at least 1 image, or null")
+        raise invalid("global_batch_size", images, "at least 1 image, or null")
     if images % devices:
         accepts = (
             f"a multiple of {devices}, the devices of all nodes (trainer.devices × "
             "trainer.num_nodes)"
         )
-        raise invalid("global_batch", images, accepts)
+        raise invalid("global_batch_size", images, accepts)
     each = images // devices
     per_device = max(n for n in range(1, min(each, at_most) + 1) if each % n == 0)
     return GlobalBatch(devices, per_device, each // per_device)
@@ -95,7 +95,7 @@ def apply(images: int, trainer: Trainer, data: LightningDataModule) -> GlobalBat
         raise invalid("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, accepts)
     at_most: Any = getattr(data, "batch_size", None)
     if not isinstance(at_most, int):
-        raise invalid("global_batch", images, "null: the data does not tell its batch_size")
+        raise invalid("global_batch_size", images, "null: the data does not tell its batch_size")
     found = share(images, trainer.num_devices * trainer.num_nodes, at_most)
     data.batch_size = found.per_device  # type: ignore[attr-defined]
     trainer.accumulate_grad_batches = found.accumulated
@@ -142,7 +142,7 @@ class WholeSteps(Callback):
         if batches < accumulated:
             most = batches * self.batch.per_device * self.batch.devices
             accepts = f"at most {most}, what the training images fill"
-            raise invalid("global_batch", self.batch.images, accepts)
+            raise invalid("global_batch_size", self.batch.images, accepts)
         trainer.limit_train_batches = batches // accumulated * accumulated
 
 

@@ -51,7 +51,7 @@ class Overlays(Callback):
         """Refuse tasks that find nothing to draw."""
         if not isinstance(pl_module, DetectionTask | SegmentationTask):
             accepted = f"0 for {type(pl_module).__name__}: boxes and masks are drawn"
-            raise invalid("pictures", self.count, accepted)
+            raise invalid("num_visualizations", self.count, accepted)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""

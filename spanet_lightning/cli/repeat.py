@@ -15,8 +15,8 @@ import yaml
 from lightning.pytorch import Trainer
 
 from spanet_lightning import machine
-from spanet_lightning.cli.command_line import RUNS
 from spanet_lightning.cli.experiment import Experiment
+from spanet_lightning.cli.options import RUNS
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.tracking import MLflowLogger
 from spanet_lightning.tracking.addresses import URI_VARIABLE

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.cli import LightningArgumentParser
 
 from spanet_lightning import checkpoints
 from spanet_lightning.cli import keys
@@ -30,7 +29,7 @@ _ASIDE = (
     "allow_changes",
     "finite_every",
     "name",
-    "pictures",
+    "num_visualizations",
     "tracking",
     "checkpoint",
     "compute",
@@ -187,34 +186,6 @@ def offer(found: checkpoints.Found) -> str:
     return f"{found.path.name} of epoch {found.epoch} loads: --ckpt_path={found.path}"
 
 
-def add_arguments(parser: LightningArgumentParser) -> None:
-    """Add the keys that say how a run goes on.
-
-    Args:
-        parser: The parser of a command.
-    """
-    parser.add_argument(
-        "--resume",
-        type=Mode,
-        default="never",
-        help="Whether to go on with the run of that name: 'must' refuses where it has no "
-        "checkpoint, 'auto' begins it there, 'never' begins a new one in a folder of its own. "
-        "To go on from a certain file, give ckpt_path.",
-    )
-    parser.add_argument(
-        "--resume_fallback",
-        type=bool,
-        default=False,
-        help="Whether `resume` takes the next checkpoint where the last one is damaged.",
-    )
-    parser.add_argument(
-        "--allow_changes",
-        type=bool,
-        default=False,
-        help="Whether a run may go on with a configuration that learns something else.",
-    )
-
-
 def compare(source: Path, now: Mapping[str, Any], *, allowed: bool) -> list[str]:
     """Compare the configuration of a run with the one that it would go on with.
 
@@ -238,7 +209,7 @@ def compare(source: Path, now: Mapping[str, Any], *, allowed: bool) -> list[str]
         old, new = then.get(key), now.get(key)
         if old == new or (key in then and key in now and str(old) == str(new)):
             continue
-        if key in _SHARED and then.get("global_batch") and now.get("global_batch"):
+        if key in _SHARED and then.get("global_batch_size") and now.get("global_batch_size"):
             continue  # the global batch is compared, they follow from it and the devices
         line = f"{key}: {_shown(key, then)} → {_shown(key, now)}"
         if not _is_aside(key):

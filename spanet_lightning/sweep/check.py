@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from spanet_lightning.cli.wording import one_line
+from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.errors import ConfigError, DataError, SpanetError, invalid_choice
 from spanet_lightning.sweep.command import Resolved, fingerprint, fit_command, resolver
 from spanet_lightning.sweep.definition import COSTS, Study

@@ -16,12 +16,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from spanet_lightning.cli import blame
-from spanet_lightning.cli.check import TRUSTED_VARIABLE
+from spanet_lightning.cli import error_messages
 from spanet_lightning.cli.experiment import Experiment
 from spanet_lightning.exit import users_error
 from spanet_lightning.sweep.comparison import is_experiment
 from spanet_lightning.sweep.definition import Study
+from spanet_lightning.trust import TRUSTED_VARIABLE
 
 # The rest of a Trainer's arguments can be checked without the hardware that they are for.
 _PLAIN_TRAINER: dict[str, Any] = {
@@ -192,7 +192,7 @@ class Resolved(Experiment):
             found = users_error(error)
             if found is None:
                 raise
-            raise blame.with_full_key(found, self.flat_config(), self.where) from error
+            raise error_messages.with_full_key(found, self.flat_config(), self.where) from error
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
 
@@ -208,4 +208,4 @@ class Resolved(Experiment):
                 warnings.simplefilter("ignore")
                 Trainer(**{**given.as_dict(), **_PLAIN_TRAINER})
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise blame.trainer_error(str(error), given.as_dict(), self.where) from error
+            raise error_messages.trainer_error(str(error), given.as_dict(), self.where) from error

@@ -20,7 +20,7 @@ _NOT_THE_EXPERIMENT = (
     "resume_fallback",
     "allow_changes",
     "finite_every",
-    "pictures",
+    "num_visualizations",
     "tracking",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from spanet_lightning.cli.sources import Node
 from spanet_lightning.errors import ConfigError, invalid
 from spanet_lightning.sweep.reading import OVERRIDE, Section, items, mapping, named, place
+from spanet_lightning.sweep.sources import Node
 
 _RESERVED = {
     "seed_everything": "ablation.seeds or search.train_seed say the seeds",

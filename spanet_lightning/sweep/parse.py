@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from spanet_lightning.cli import sources
+from spanet_lightning.cli import config_files
 from spanet_lightning.errors import ConfigError, invalid, invalid_choice
+from spanet_lightning.sweep import sources
 from spanet_lightning.sweep.definition import (
     COSTS,
     Ablation,
@@ -56,8 +57,8 @@ def read_study(path: str | Path) -> Study:
     Raises:
         ConfigError: If anything in it is wrong.
     """
-    file = Path(path)
-    root = Section(sources.read(str(path), "study"), "", _STUDY)
+    file = config_files.find(str(path), "sweeps")
+    root = Section(sources.read(str(file), "study"), "", _STUDY)
     where: dict[str, str] = {}
     has = [key for key in ("ablation", "search") if root.has(key)]
     if len(has) != 1:

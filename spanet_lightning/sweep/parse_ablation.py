@@ -6,7 +6,6 @@ import itertools
 import math
 from typing import Any
 
-from spanet_lightning.cli.sources import Node
 from spanet_lightning.errors import ConfigError, invalid, invalid_choice
 from spanet_lightning.sweep.definition import Ablation, Arm
 from spanet_lightning.sweep.overrides import label_of, labelled, override_key, overrides_of
@@ -19,6 +18,7 @@ from spanet_lightning.sweep.reading import (
     place,
     unique,
 )
+from spanet_lightning.sweep.sources import Node
 
 
 def read_ablation(node: Node, where: dict[str, str]) -> Ablation:

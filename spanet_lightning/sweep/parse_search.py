@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import get_args
 
-from spanet_lightning.cli.sources import Node
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid, invalid_choice
 from spanet_lightning.sweep.definition import (
     Choice,
@@ -27,6 +26,7 @@ from spanet_lightning.sweep.reading import (
     named,
     place,
 )
+from spanet_lightning.sweep.sources import Node
 
 
 def read_search(node: Node, where: dict[str, str], objectives: tuple[Objective, ...]) -> Search:

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from rich import box
 from rich.table import Table
 
+from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.cli.experiment import Experiment
-from spanet_lightning.cli.wording import one_line
 from spanet_lightning.cost import ModelCost
 from spanet_lightning.errors import SpanetError
 from spanet_lightning.summary import console, scaled

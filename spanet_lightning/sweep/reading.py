@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from spanet_lightning.cli.sources import Node
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid, invalid_choice
+from spanet_lightning.sweep.sources import Node
 
 
 class Section:

@@ -92,7 +92,7 @@ def accept_typed(args: Sequence[str]) -> None:
     Args:
         args: The command line, such as `--tracking-uri https://host`.
     """
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         name, equals, value = arg.partition("=")
         if re.fullmatch(r"-[\w.-]*tracking.uri", name):
             typed = value if equals else following

@@ -15,8 +15,8 @@ class TrackingOptions:
     """What a run records beyond its metrics.
 
     Args:
-        pictures_every: Epochs between pictures for the tracker: confusion matrix, best and worst
-            predictions, spectral filters. The last epoch has them too; 0 draws none.
+        log_images_every_n_epochs: Epochs between pictures for the tracker: confusion matrix, best
+            and worst predictions, spectral filters. The last epoch has them too; 0 draws none.
         predictions: Images in each picture of best and worst predictions.
         spectrum: Validation images of which the spectra of feature maps are drawn, block by block,
             with the other pictures; 0 draws none.
@@ -32,7 +32,7 @@ class TrackingOptions:
         ConfigError: If a value is out of its range.
     """
 
-    pictures_every: int = 10
+    log_images_every_n_epochs: int = 10
     predictions: int = 12
     spectrum: int = 0
     grad_norm: bool = True
@@ -43,7 +43,7 @@ class TrackingOptions:
     def __post_init__(self) -> None:
         """Check the values."""
         for key, number, least in (
-            ("pictures_every", self.pictures_every, 0),
+            ("log_images_every_n_epochs", self.log_images_every_n_epochs, 0),
             ("predictions", self.predictions, 1),
             ("spectrum", self.spectrum, 0),
         ):

@@ -28,7 +28,7 @@ def picture_callbacks(options: TrackingOptions, model: LightningModule) -> list[
         options: How often, and how much.
         model: The task.
     """
-    every = options.pictures_every
+    every = options.log_images_every_n_epochs
     if not every:
         return []
     found: list[Callback] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spanet_lightning.commands.analyses.common import file_name, show, subjects
+from spanet_lightning.cli.analyses.common import file_name, show, subjects
 
 
 def filters(args: argparse.Namespace) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from spanet_lightning.cli import config_files
 from spanet_lightning.errors import ConfigError, did_you_mean
 
 CONFIG_OPTIONS = ("-c", "--config")
@@ -75,7 +76,7 @@ def read(path: str, where: str = "--config") -> Node:
     Raises:
         ConfigError: If it is not there, not readable, not valid, or holds no mapping.
     """
-    file = Path(path)
+    file = config_files.find(path)
     if not file.is_file():
         problem = "is a folder" if file.is_dir() else "does not exist"
         raise ConfigError(

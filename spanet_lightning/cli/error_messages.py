@@ -1,4 +1,4 @@
-"""Which key of the configuration an error is about, where whoever raised it could not know."""
+"""What libraries and constructors raise, as one line with the key of the configuration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from spanet_lightning.cli.wording import one_line
 from spanet_lightning.errors import ConfigError, SpanetError
 from spanet_lightning.trust import TRUSTED
 
+_LONGEST = 300  # characters of a library's message that are worth repeating
 _LIBRARIES = {name.partition(".")[0] for name in TRUSTED} - {"spanet_lightning"}
+
+
+def one_line(message: str) -> str:
+    """Fold a message of several lines into one, and shorten it where it is very long."""
+    folded = " ".join(message.split())
+    return folded if len(folded) <= _LONGEST else folded[: _LONGEST - 1] + "…"
 
 
 def with_full_key(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from spanet_lightning.commands.analyses.common import numbers, say, show, subjects
+from spanet_lightning.cli.analyses.common import numbers, say, show, subjects
 from spanet_lightning.errors import ConfigError
 
 

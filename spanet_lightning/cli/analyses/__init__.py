@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spanet_lightning.commands.analyses.cam import cam
-from spanet_lightning.commands.analyses.common import DEFAULT_MODEL
-from spanet_lightning.commands.analyses.filters import filters
-from spanet_lightning.commands.analyses.response import response
-from spanet_lightning.commands.analyses.robustness import robustness
-from spanet_lightning.commands.analyses.shape_bias import shape_bias
-from spanet_lightning.commands.analyses.spectrum import spectrum
+from spanet_lightning.cli.analyses.cam import cam
+from spanet_lightning.cli.analyses.common import DEFAULT_MODEL
+from spanet_lightning.cli.analyses.filters import filters
+from spanet_lightning.cli.analyses.response import response
+from spanet_lightning.cli.analyses.robustness import robustness
+from spanet_lightning.cli.analyses.shape_bias import shape_bias
+from spanet_lightning.cli.analyses.spectrum import spectrum
 
 __all__ = [
     "DEFAULT_MODEL",

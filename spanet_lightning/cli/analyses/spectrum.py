@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spanet_lightning.commands.analyses.common import say, show, subjects
+from spanet_lightning.cli.analyses.common import say, show, subjects
 
 
 def spectrum(args: argparse.Namespace) -> list[Path]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.summary import show
-from spanet_lightning.sweep.definition import Study
+
+if TYPE_CHECKING:
+    from spanet_lightning.sweep.definition import Study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from spanet_lightning.commands.analyses.common import integers, say, show, subjects
+from spanet_lightning.cli.analyses.common import integers, say, show, subjects
 from spanet_lightning.errors import ConfigError, invalid, invalid_choice
 
 

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spanet_lightning.commands import analyses
-from spanet_lightning.commands.analyses import DEFAULT_MODEL, recorded
-from spanet_lightning.commands.convert import WEIGHTS_SET
+from spanet_lightning.cli import analyses
+from spanet_lightning.cli.analyses import DEFAULT_MODEL, recorded
+from spanet_lightning.cli.convert import WEIGHTS_SET
 from spanet_lightning.errors import invalid
 
 

@@ -13,15 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
-from spanet_lightning.cost import VariantCost, variant_costs
-from spanet_lightning.dense_cost import DenseCost, dense_costs
 from spanet_lightning.errors import ConfigError, did_you_mean
 from spanet_lightning.published import PUBLISHED, PUBLISHED_DENSE
 from spanet_lightning.summary import console
+
+if TYPE_CHECKING:
+    from spanet_lightning.cost import VariantCost
+    from spanet_lightning.dense_cost import DenseCost
 
 _COLUMNS = (
     "variant",
@@ -71,6 +74,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: If no variant matches.
     """
+    from spanet_lightning.cost import variant_costs
+    from spanet_lightning.dense_cost import dense_costs
+
     if args.task == "classification":
         names = list(PUBLISHED)
         variants = variant_costs(args.pattern)

@@ -174,12 +174,12 @@ def _sweep(args: argparse.Namespace) -> Any:
 
     from spanet_lightning.bench.report import build_document
     from spanet_lightning.bench.sweep import SweepSettings, measure_sweep
-    from spanet_lightning.commands.demo import default_config
+    from spanet_lightning.cli.config_files import find
     from spanet_lightning.machine import machine
 
     settings = SweepSettings(rounds=args.rounds, trials=args.trials)
     where = machine(torch.device("cpu"))
-    results = measure_sweep(default_config(), settings, _progress)
+    results = measure_sweep(find("digits/spanetv2"), settings, _progress)
     return build_document("sweep", _command(args), settings, results, [], machine=where)
 
 

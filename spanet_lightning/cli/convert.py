@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> None:
         ConfigError: If the target can't be written there.
         CheckpointError: If the source can't be read, or is no official checkpoint.
     """
+    from spanet_lightning.backbones.official import convert
+
     target = Path(args.target)
     if target.suffix != ".safetensors":
         raise ConfigError(f"OUT: got {args.target!r}, expected a name that ends in .safetensors")

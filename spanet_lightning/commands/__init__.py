@@ -1,1 +1,0 @@
-"""The subcommands of `spanet`: a module each, imported when it is called."""
