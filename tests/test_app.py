@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from spanet_lightning import SPANet, __version__, app, launcher, load_official
-from spanet_lightning.cli import demo
+from spanet_lightning.cli import config_files, demo
 from spanet_lightning.published import PUBLISHED
 from tests.helpers import DIGITS, files, refused
 from tests.parity import rule, schema
@@ -114,11 +114,12 @@ def test_demo_trains_tests_and_says_where_everything_is(capsys):
 
 
 def test_demo_configuration_is_found_from_anywhere(monkeypatch):
-    assert demo.default_config().resolve() == Path(DIGITS).resolve()
-    mine = Path(demo.CONFIG)
+    for name in (demo.CONFIG, "configs/digits/spanetv2.yaml"):
+        assert config_files.find(name).resolve() == Path(DIGITS).resolve()
+    mine = Path("configs/digits/spanetv2.yaml")
     mine.parent.mkdir(parents=True)
     mine.touch()
-    assert demo.default_config() == mine
+    assert config_files.find(str(mine)) == mine
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a script needs another suffix there")
