@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"OUT: got {args.target!r}, but there is no folder {target.parent}")
     if target.exists() and not args.overwrite:
         raise ConfigError(f"OUT: {args.target} exists; --overwrite replaces it")
-    from spanet_lightning.backbones.official import convert
 
     report = convert(args.source, target, args.weights_set)
     print(report)

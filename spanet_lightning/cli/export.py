@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from spanet_lightning import summary
-from spanet_lightning.commands.convert import WEIGHTS_SET
+from spanet_lightning.cli.convert import WEIGHTS_SET
 from spanet_lightning.errors import ConfigError, invalid
 
 FORMATS = ("onnx", "safetensors", "pyfunc")
