@@ -23,6 +23,9 @@ from tests import shapes
 # start a process of their own (`python -c`), which has no hook.
 install_import_hook("spanet_lightning", f"{shapes.__name__}.{shapes.checked.__name__}")
 
+# Its loggers write to the stderr of their import: not to that which a test captures.
+import lightning.pytorch  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
