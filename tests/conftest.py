@@ -24,7 +24,7 @@ from tests import shapes
 install_import_hook("spanet_lightning", f"{shapes.__name__}.{shapes.checked.__name__}")
 
 # Its loggers write to the stderr of their import: not to that which a test captures.
-import lightning.pytorch  # noqa: F401
+import lightning.pytorch  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True)
