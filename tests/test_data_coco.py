@@ -1,8 +1,10 @@
-"""COCO data: what is read, how batches are formed, and one error for whatever is wrong."""
+"""COCO data: what exports are read as, how batches are formed, one error for whatever is wrong."""
 
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import torch
 from pycocotools.coco import COCO
 
 from spanet_lightning.data import CocoDataModule
+from spanet_lightning.data.batches import DetectionBatch
 from spanet_lightning.errors import ConfigError, DataError
 from tests import dense_sets
+
+Change = Callable[[Any], None]
 
 
 @pytest.fixture
@@ -32,6 +37,13 @@ def fitted(root: Path, **arguments: Any) -> CocoDataModule:
     return data
 
 
+def plain(root: Path, **arguments: Any) -> list[DetectionBatch]:
+    """Return the training images one by one, in order of their ids, not augmented."""
+    one: dict[str, Any] = {"augmentation": "none", "batch_size": 1, "group_by_aspect": False}
+    batches = fitted(root, **one, **arguments).train_dataloader()
+    return sorted(batches, key=lambda batch: batch.targets[0]["image_id"])
+
+
 def test_nothing_is_read_before_it_is_asked_for() -> None:
     module(Path("no/such/folder"))
 
@@ -40,7 +52,7 @@ def test_classes_come_from_the_annotations(root: Path) -> None:
     data = module(root)
     assert data.num_classes == 10
     assert data.class_names == tuple(f"digit {i}" for i in range(10))
-    assert data.category_ids == dense_sets.CATEGORY_IDS
+    assert data.category_ids == data.info.ids == dense_sets.CATEGORY_IDS
 
 
 # pycocotools 2.0.11 on NumPy 2, in its own decoder.
@@ -104,15 +116,143 @@ def test_images_depend_on_seed_epoch_and_number_alone(
     assert not equal(first, pixels(2, 0))
 
 
-def test_crowds_are_left_out_of_training_alone(root: Path) -> None:
-    def crowd(document: Any) -> None:
-        for annotation in document["annotations"]:
-            annotation["iscrowd"] = 1
+def test_numbers_alone_are_read_as_for_overfitting(root: Path) -> None:
+    images = fitted(root).train_dataloader().dataset
+    assert torch.equal(images[1].image, images[1].image)
 
+
+# -- exports
+
+
+def every(records: str, **values: Any) -> Change:
+    return lambda document: [record.update(values) for record in document[records]] and None
+
+
+def without(records: str, *keys: str) -> Change:
+    return lambda d: [r.pop(key, None) for r in d[records] for key in keys] and None
+
+
+def as_text(document: Any) -> None:
+    for records, keys in {"images": ("id", "width"), "annotations": ("image_id", "id")}.items():
+        for record in document[records]:
+            record |= {key: str(record[key]) for key in keys}
+    for record in document["annotations"]:
+        record["category_id"] = f"{record['category_id']}"
+        record["iscrowd"] = "0"
+    for record in document["categories"]:
+        record["id"] = float(record["id"])
+
+
+def from_zero(document: Any) -> None:
+    ids = {id_: i for i, id_ in enumerate(dense_sets.CATEGORY_IDS)}
+    for record in document["categories"]:
+        record["id"] = ids[record["id"]]
+    for record in document["annotations"]:
+        record["category_id"] = ids[record["category_id"]]
+
+
+def with_root(document: Any) -> None:
+    every("categories", supercategory="digits")(document)
+    document["categories"].insert(0, {"id": 0, "name": "digits", "supercategory": "none"})
+
+
+def names(form: str) -> Change:
+    return lambda d: [r.update(file_name=form.format(r["file_name"])) for r in d["images"]] and None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        as_text,
+        from_zero,
+        with_root,
+        every("annotations", iscrowd=None, area=None),
+        without("annotations", "iscrowd", "area", "bbox", "id"),
+        without("images", "width", "height"),
+        every("images", width=None, height=None),
+        names("train/{}"),
+        names("train\\{}"),
+        names(".\\{}"),
+        names("../../label-studio/media/upload/4/{}"),
+        names("C:\\Users\\me\\{}"),
+        names("https://example.org/d/train/{}?v=1"),
+    ],
+)
+def test_exports_of_tools_are_read_as_what_they_mean(change: Change, root: Path) -> None:
+    expected = plain(root, masks=True)
+    dense_sets.edit(root, "train", change)
+    if change in (from_zero, with_root):
+        dense_sets.edit(root, "val", change)
+    batches = plain(root, masks=True)
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert torch.equal(batch.images, other.images)
+        for key in ("boxes", "labels", "masks", "iscrowd"):
+            assert torch.equal(batch.targets[0][key], other.targets[0][key]), key  # type: ignore[literal-required]
+
+
+def test_an_export_with_annotations_beside_its_images_is_found(root: Path) -> None:
+    expected = module(root).class_names
+    for split, name in (("train", "train"), ("val", "valid")):
+        (root / split).rename(root / f"{name}_")
+        (root / f"{name}_").rename(root / name)
+        file = root / "annotations" / f"instances_{split}.json"
+        file.rename(root / name / "_annotations.coco.json")
+    data = CocoDataModule(
+        str(root), long_side=128, short_side=96, augmentation="flip", num_workers=0
+    )
+    data.setup("fit")
+    assert data.class_names == expected
+    assert (len(data.train_dataloader().dataset), len(data.evaluated("val"))) == (6, 3)  # type: ignore[arg-type]
+    assert data.annotation_file("test") == data.annotation_file("val")
+
+
+def test_a_list_of_images_alone_predicts_and_is_not_scored(root: Path) -> None:
+    document = json.loads((root / "annotations/instances_val.json").read_text())
+    del document["annotations"]
+    (root / "annotations/info.json").write_text(json.dumps(document))
+    test = {"test_images": "val", "test_annotations": "annotations/info.json"}
+    data = module(root, **test)
+    data.setup("predict")
+    assert [b.targets[0]["image_id"] for b in data.predict_dataloader()] == [70, 80, 90]
+    with pytest.raises(DataError, match=r"test_annotations: .*info\.json has no annotations"):
+        module(root, **test).setup("test")
+
+
+def test_a_split_may_lack_categories_but_not_name_them_otherwise(root: Path) -> None:
+    def fewer(document: Any) -> None:
+        used = {record["category_id"] for record in document["annotations"]}
+        document["categories"] = [c for c in document["categories"] if c["id"] in used]
+
+    labels = [b.targets[0]["labels"].tolist() for b in fitted(root).val_dataloader()]
+    dense_sets.edit(root, "val", fewer)
+    data = fitted(root)
+    assert [b.targets[0]["labels"].tolist() for b in data.val_dataloader()] == labels
+    assert data.num_classes == 10
+    dense_sets.edit(root, "val", lambda d: d["categories"][0].update(name="zero"))
+    with pytest.raises(DataError, match=r"val_annotations: .*: category \d+ is 'zero', expected"):
+        fitted(root)
+
+
+def test_categories_without_an_annotation_are_named(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense_sets.edit(root, "train", lambda d: d["categories"].append({"id": 99, "name": "ten"}))
+    with caplog.at_level("INFO"):
+        fitted(root)
+    assert "categories have no annotation in" in caplog.text
+    assert "can't be learned" in caplog.text
+    assert ", ten." in caplog.text
+
+
+# -- what is excluded, dropped or refused
+
+
+def test_crowds_are_excluded_from_training_only(root: Path) -> None:
     dense_sets.edit(root, "val", lambda d: d["annotations"][0].update(iscrowd=1))
     (first, *_) = fitted(root).val_dataloader()
     assert first.targets[0]["iscrowd"].tolist()[:2] == [True, False]
-    dense_sets.edit(root, "train", crowd)
+    dense_sets.edit(root, "train", every("annotations", iscrowd=1))
     with pytest.raises(DataError, match="no image to train on"):
         fitted(root)
     (batch, *_) = fitted(root, keep_empty=True).train_dataloader()
@@ -128,26 +268,54 @@ def test_images_without_boxes_and_small_ones_are_not_trained_on(root: Path) -> N
         small["width"] = 31
 
     dense_sets.edit(root, "train", change)
-    data = module(root, masks=False, bad_boxes="drop")
-    data.setup("fit")
-    assert len(data.train_dataloader().dataset) == 4  # type: ignore[arg-type]
-    assert len(fitted(root, keep_empty=True, bad_boxes="drop").train_dataloader().dataset) == 5  # type: ignore[arg-type]
+    for keep_empty, count in ((False, 4), (True, 5)):
+        data = fitted(root, bad_boxes="drop", keep_empty=keep_empty)
+        assert len(data.train_dataloader().dataset) == count  # type: ignore[arg-type]
 
 
-def test_bad_boxes_are_dropped_or_clipped_where_told(root: Path) -> None:
+def test_bad_boxes_and_empty_masks_are_dropped_where_asked(root: Path) -> None:
+    """Boxes, labels and masks stay as many as each other."""
+
     def change(document: Any) -> None:
         ours = [a for a in document["annotations"] if a["image_id"] == 20]
         ours[0]["bbox"][2] = 0
         ours[1]["bbox"] = [40.0, 40.0, 500.0, 20.0]
+        other = next(a for a in document["annotations"] if a["image_id"] == 30)
+        other["segmentation"] = [[5, 5, 5, 5, 5, 5]]
 
+    before = [len(batch.targets[0]["boxes"]) for batch in plain(root)]
     dense_sets.edit(root, "train", change)
     with pytest.raises(DataError, match="degenerate box"):
         fitted(root)
-    data = fitted(root, bad_boxes="drop", augmentation="none", group_by_aspect=False, batch_size=1)
-    target = next(b.targets[0] for b in data.train_dataloader() if b.targets[0]["image_id"] == 20)
-    before = json.loads((root / "annotations/instances_train.json").read_text())["annotations"]
-    assert len(target["boxes"]) == sum(a["image_id"] == 20 for a in before) - 1
-    assert target["boxes"][:, 2].max() <= 96
+    targets = [batch.targets[0] for batch in plain(root, bad_boxes="drop", masks=True)]
+    after = [[len(target[key]) for key in ("boxes", "labels", "masks")] for target in targets]  # type: ignore[literal-required]
+    assert after == [[n - (i in (1, 2))] * 3 for i, n in enumerate(before)]
+    assert max(float(target["boxes"][:, 2].max()) for target in targets) <= 96
+    assert all(target["masks"].flatten(1).any(dim=1).all() for target in targets)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("001.JPG", "there is '001.jpg', which differs in upper and lower case"),
+        ("0 01.jpg", "there is '001.jpg', which differs in blanks"),
+        ("%30%301.jpg", "there is '001.jpg', which differs in percent encoding"),
+        ("gone.jpg", "there is no such file;"),
+    ],
+)
+def test_a_missing_image_is_named_with_the_one_that_is_meant(
+    name: str, message: str, root: Path
+) -> None:
+    dense_sets.edit(root, "train", lambda d: d["images"][0].update(file_name=name))
+    with pytest.raises(DataError, match=rf"image 10: missing image: .*{message}"):
+        fitted(root)
+
+
+def test_a_name_in_another_unicode_form_is_named(root: Path) -> None:
+    (root / "train/001.jpg").rename(root / "train" / unicodedata.normalize("NFD", "é.jpg"))
+    dense_sets.edit(root, "train", lambda d: d["images"][0].update(file_name="é.jpg"))
+    with pytest.raises(DataError, match="which differs in Unicode form"):
+        fitted(root)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +333,11 @@ def test_bad_boxes_are_dropped_or_clipped_where_told(root: Path) -> None:
     ],
 )
 def test_arguments_are_refused_by_name(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=r"expected|null exactly"):
+    with pytest.raises(ConfigError, match=r"expected|the annotations of"):
         module(Path(), **{key: value})
 
 
-def test_scales_that_are_not_drawn_from_limit_nothing() -> None:
+def test_scales_that_are_not_used_limit_nothing() -> None:
     sides = {"long_side": 480, "short_side": 320}
     CocoDataModule(root="x", augmentation="none", **sides)
     with pytest.raises(ConfigError, match="long_side: got 480, expected at least 800"):
@@ -182,31 +350,15 @@ def test_missing_files_are_named(root: Path) -> None:
     with pytest.raises(DataError, match=r"train_images: found no folder at .*trian.*'train'"):
         fitted(root, train_images="trian")
     with pytest.raises(DataError, match="root: found no folder at nowhere"):
-        _ = module(Path("nowhere")).num_classes
+        _ = CocoDataModule("nowhere").num_classes
 
 
 def test_an_image_of_another_size_is_named_when_it_is_read(root: Path) -> None:
-    def change(document: Any) -> None:
-        document["images"][0]["width"] += 1
-
-    dense_sets.edit(root, "val", change)
-    data = fitted(root)
+    dense_sets.edit(root, "val", lambda d: d["images"][0].update(width=97))
     with pytest.raises(
         DataError, match=r"image .*007\.jpg \(index 0, id 70\): got 96×80 px, expected 97×80"
     ):
-        list(data.val_dataloader())
-
-
-def test_other_categories_in_validation_are_refused(root: Path) -> None:
-    def change(document: Any) -> None:
-        document["categories"][0]["name"] = "zero"
-
-    dense_sets.edit(root, "val", change)
-    with pytest.raises(
-        DataError,
-        match=r"val_annotations: .*: category 3 is 'zero', expected 'digit 0' as in training",
-    ):
-        fitted(root)
+        list(fitted(root).val_dataloader())
 
 
 def test_a_folder_of_images_is_predicted(root: Path) -> None:

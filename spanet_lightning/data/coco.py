@@ -88,6 +88,12 @@ class CocoSet(NamedTuple):
             drop=drop,
             size_of=lambda name: _stored_size(files.get(name)),
         )
+        moved = [n for n in files if not str(files[n]).endswith(n.replace("\\", "/"))]
+        if moved:
+            rank_zero_info(
+                f"{self.file}: {len(moved)} of {len(files)} images are found by the end of their "
+                f"names, as {moved[0]!r} at {files[moved[0]]}."
+            )
         names_in_order: Iterable[str] = parsed.annotations.files.tolist()
         paths = np.array([str(files.get(name, "")) for name in names_in_order])
         faults = [*parsed.faults, *listing.faults, *missing]

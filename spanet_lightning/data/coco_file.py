@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from spanet_lightning.data import rle
 from spanet_lightning.data.batches import DetectionTarget
@@ -185,12 +186,20 @@ def read_categories(files: Sequence[Path], key: str = "annotations") -> dict[int
         records = read(files[0], key)["categories"]
     parents = {r.get("supercategory") for r in records if isinstance(r, dict) and not _is_own(r)}
     categories: dict[int, str] = {}
+    roots = []
     for record in records:
         id_ = _integer(record.get("id")) if isinstance(record, dict) else None
         name = record.get("name") if isinstance(record, dict) else None
         is_root = name in parents and not any(_uses_category(file, id_) for file in files)
-        if id_ is not None and isinstance(name, str) and not is_root:
+        if is_root:
+            roots.append(f"{id_} ({name!r})")
+        elif id_ is not None and isinstance(name, str):
             categories.setdefault(id_, name)
+    if roots and len(files) > 1:
+        rank_zero_info(
+            f"{files[0]}: category {', '.join(roots)} groups the others and has no annotation: "
+            "not a class."
+        )
     if not categories:
         raise DataError(f"{files[0]}: categories: got none, expected at least one")
     return dict(sorted(categories.items()))

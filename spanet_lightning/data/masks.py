@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +143,7 @@ class Survey:
         read: Masks that were read.
         pixels: Number of pixels of each code.
         files: The first mask with each code.
+        colours: The colour of each code in palettes.
         conflict: Where the palettes of two masks differ in a colour that both use.
     """
 
@@ -150,6 +151,7 @@ class Survey:
     read: int = 0
     pixels: Counter[int] = field(default_factory=Counter)
     files: dict[int, Path] = field(default_factory=dict)
+    colours: dict[int, Colour] = field(default_factory=dict)
     conflict: str | None = None
 
 
@@ -194,6 +196,7 @@ def survey(
                 if palette is None or by_colour or code == IGNORED or code >= len(palette):
                     continue
                 colour, first = by_index.setdefault(code, (palette[code], path))
+                found.colours[code] = colour
                 if colour != palette[code] and found.conflict is None:
                     found.conflict = (
                         f"the palettes of masks differ: index {code} is {list(colour)} in {first} "
@@ -220,6 +223,7 @@ def classes_of(
     num_classes: int | None,
     values: Counter[int] | None,
     where: str,
+    colours: Mapping[int, Colour] | None = None,
 ) -> MaskClasses:
     """Return the classes of a data set.
 
@@ -230,6 +234,7 @@ def classes_of(
         num_classes: Classes that count; None takes them from the list or the values.
         values: Number of pixels of each value; None with a list.
         where: The data set, for messages.
+        colours: The colour of each value in the palettes of the masks.
 
     Raises:
         DataError: If these contradict each other, or the values are not those of classes.
@@ -246,16 +251,15 @@ def classes_of(
         if not listed.by_colour:
             codes.sort()
         own = class_lists.palette(len(codes))
-        colours = [
-            listed.colours.get(code, colour) for code, colour in zip(codes, own, strict=True)
-        ]
+        pairs = zip(codes, own, strict=True)
+        palette = [listed.colours.get(code, colour) for code, colour in pairs]
         if listed.by_colour:
-            colours = [class_lists.unpacked(code) for code in codes]
+            palette = [class_lists.unpacked(code) for code in codes]
         return MaskClasses(
             names=tuple(listed.names[code] for code in codes),
             codes=tuple(codes),
             ignored=frozenset(ignored if listed.by_colour else {*ignored, IGNORED}),
-            palette=tuple(colours),
+            palette=tuple(palette),
             by_colour=listed.by_colour,
         )
     occurring = set(values or ()) - {IGNORED}
@@ -285,11 +289,14 @@ def classes_of(
             f"num_classes: the masks of {where} have the values {ranges(values or ())}, expected "
             f"{first} to {num_classes - 1 + first}, or 255, which does not count; {hint}"
         )
+    codes = range(first, num_classes + first)
+    stored = [colours[code] for code in codes if code in (colours or {})] if colours else []
+    distinct = len(set(stored)) == num_classes
     return MaskClasses(
         names=tuple(map(str, range(num_classes))),
-        codes=tuple(range(first, num_classes + first)),
+        codes=tuple(codes),
         ignored=frozenset({IGNORED, 0} if reduce_zero_label else {IGNORED}),
-        palette=tuple(class_lists.palette(num_classes)),
+        palette=tuple(stored if distinct else class_lists.palette(num_classes)),
     )
 
 

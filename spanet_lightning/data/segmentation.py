@@ -88,7 +88,9 @@ class MaskFolders(NamedTuple):
     def splits(self) -> list[str]:
         """Return the names of all splits."""
         if self.lists is not None:
-            return sorted(file.stem for file in self.lists.glob("*.txt"))
+            names = {file.stem for file in self.lists.glob("*.txt")}
+            # VOC's union of both: read where it is asked for, not as a third split.
+            return sorted(names - ({"trainval"} if {"train", "val"} <= names else set()))
         folders = (self.root / self.images).iterdir()
         return sorted(f.name for f in folders if f.is_dir() and not f.name.startswith("."))
 
@@ -103,7 +105,7 @@ class MaskFolders(NamedTuple):
             DataError: If a folder is missing or has no image.
         """
         present = self.splits()
-        if split not in present:
+        if split not in present and not (self.lists and (self.lists / f"{split}.txt").is_file()):
             where = self.lists or self.root / self.images
             raise DataError(
                 f"{key}: got {split!r}, which {where} lacks, expected one of "
@@ -258,19 +260,26 @@ class SegmentationFoldersDataModule(DenseDataModule):
     def classes(self) -> MaskClasses:
         """The classes of pixels that count."""
         values: Counter[int] | None = None
+        colours: dict[int, class_lists.Colour] = {}
         if self.class_list is None:
             if self._num_classes is None:
                 rank_zero_info(
                     f"Reading all masks of {self.root} to count their classes; data.num_classes, "
                     "or a class list, saves that."
                 )
-            values = Counter()
+            values, colours = Counter(), {}
             present = set(self.folders.splits())
             names = [name for name in ("train", "val") if self.split(name) in present] or ["test"]
             for name in names:
                 values += self._survey(name).pixels
+                colours |= self._survey(name).colours
         classes = classes_of(
-            self.class_list, self.reduce_zero_label, self._num_classes, values, self.root
+            self.class_list,
+            self.reduce_zero_label,
+            self._num_classes,
+            values,
+            self.root,
+            colours,
         )
         count = len(classes.names)
         if self._num_classes not in (None, count):
