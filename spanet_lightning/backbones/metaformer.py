@@ -3,25 +3,34 @@
 A MetaFormer (arXiv:2111.11418, arXiv:2210.13452) is a stem and four stages of pre-norm blocks
 `x + mixer(norm(x))`, `x + mlp(norm(x))`, with a strided convolution between stages: strides 4, 8,
 16 and 32. `Backbone` gives it timm's interface, so that timm's tools work on it.
+
+Features are (B, C, H, W) tensors whose memory is channels-last, the layout in which every layer is
+fast: a 1×1 convolution is one matrix product, a depthwise one vectorises over channels, a LayerNorm
+runs over adjacent values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from timm.layers import DropPath  # type: ignore[attr-defined]  # re-exported
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
+from timm.models.metaformer import Scale
 from torch import Tensor, nn
 
-from spanet_lightning.backbones.layers import LAYER_SCALE_INIT, BranchScale, Downsample, Scale
 from spanet_lightning.errors import invalid
 
 ModuleOf = Callable[[int], nn.Module]
 """Builds a module from its number of channels."""
+
+BranchScale = Literal["res", "layer", "none"]
+
+# The init of a layer scale in PoolFormer and CaiT; SPANet's Table 5 does not state its own.
+LAYER_SCALE_INIT = 1e-5
 
 
 class MetaFormerBlock(nn.Module):
@@ -33,7 +42,8 @@ class MetaFormerBlock(nn.Module):
         mlp: The channel MLP.
         norm: Builds a norm from C.
         drop_path: Probability of dropping a branch, per sample.
-        branch_scale: "res" scales the shortcuts, "layer" the branches, "none" neither.
+        branch_scale: "res" scales the shortcuts (arXiv:2110.09456), "layer" the branches
+            (arXiv:2103.17239), "none" neither.
     """
 
     def __init__(
@@ -66,28 +76,60 @@ class MetaFormerBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the block's output, same shape."""
-        branch = self.drop_path1(self.mixer(self.norm1(x)))
-        x = self._add(x, self.layer_scale1(branch), self.res_scale1)
-        branch = self.drop_path2(self.mlp(self.norm2(x)))
-        return self._add(x, self.layer_scale2(branch), self.res_scale2)
+        branch = self.layer_scale1(self.drop_path1(self.mixer(self.norm1(x))))
+        x = self.res_scale1(x) + branch
+        branch = self.layer_scale2(self.drop_path2(self.mlp(self.norm2(x))))
+        y: Tensor = self.res_scale2(x) + branch
+        return y
 
-    @staticmethod
-    def _add(x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
-        return scale.add(x, branch) if isinstance(scale, Scale) else x + branch
+
+class Downsample(nn.Module):
+    """A strided convolution, with a norm before it (between stages) or after it (the stem).
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel_size: In pixels.
+        stride: In pixels.
+        padding: In pixels.
+        norm: Builds the norm from its number of channels, or `None`.
+        norm_first: Whether the norm comes before the convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        norm: ModuleOf | None,
+        *,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        self.norm = norm(in_channels if norm_first else out_channels) if norm else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """Return the down-sampled features."""
+        y: Tensor = self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
+        return y
 
 
 class Stage(nn.Module):
     """A down-sampling layer (none in the first stage) and its blocks.
 
     Args:
-        downsample: From the stage before, or `None`.
+        downsample: From the stage before.
         blocks: The blocks, in order.
     """
 
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = downsample or nn.Identity()
+        self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
@@ -112,15 +154,13 @@ class Backbone(nn.Module):
         num_classes: Classes of the head; 0 leaves the head out.
         in_chans: Channels of the image.
         drop_path_rate: Drop-path of the last block; it grows linearly from 0 at the first.
-        branch_scale: Scale of each stage's shortcuts or branches.
+        branch_scale: "res" scales the shortcuts of the last two stages, "layer" all branches.
         mixer: Builds the mixer from (stage, channels).
         mlp: Builds a block's MLP from its channels.
         block_norm: Builds a block's norm from its channels.
         downsample_norm: Builds the norm after the stem and before the other down-sampling layers.
         final_norm: The norm before the classifier.
         head: Builds the classifier from (features, classes).
-        channels_last: Whether features are laid out channels-last in memory, which is the fast
-            layout; the official code's is another.
     """
 
     def __init__(
@@ -131,37 +171,34 @@ class Backbone(nn.Module):
         num_classes: int,
         in_chans: int,
         drop_path_rate: float,
-        branch_scale: Sequence[BranchScale],
+        branch_scale: BranchScale,
         mixer: Callable[[int, int], nn.Module],
         mlp: ModuleOf,
         block_norm: ModuleOf,
         downsample_norm: ModuleOf | None,
         final_norm: nn.Module,
         head: Callable[[int, int], nn.Module],
-        channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.channels_last = channels_last
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = dims[-1]
         self.grad_checkpointing = False
         self._build_head = head
 
-        self.stem = Downsample(in_chans, dims[0], 7, 4, 2, downsample_norm)
+        self.stem = Downsample(in_chans, dims[0], 7, 4, 2, downsample_norm, norm_first=False)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages = []
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+            scale = "none" if branch_scale == "res" and i < 2 else branch_scale
             blocks = [
-                MetaFormerBlock(
-                    dim, mixer(i, dim), mlp(dim), block_norm, rates.pop(0), branch_scale[i]
-                )
+                MetaFormerBlock(dim, mixer(i, dim), mlp(dim), block_norm, rates.pop(0), scale)
                 for _ in range(depth)
             ]
             downsample = (
                 Downsample(dims[i - 1], dim, 3, 2, 1, downsample_norm, norm_first=True)
                 if i > 0
-                else None
+                else nn.Identity()
             )
             stages.append(Stage(downsample, blocks))
         self.stages = nn.Sequential(*stages)
@@ -222,10 +259,9 @@ class Backbone(nn.Module):
         if norm:
             raise invalid("norm", norm, "False (the final norm belongs to the pooled features)")
         take, last = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: last + 1] if stop_early else self.stages
         x = self._stem(x)
         intermediates = []
-        for i, stage in enumerate(stages):
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take:
                 intermediates.append(x)
@@ -298,6 +334,22 @@ class Backbone(nn.Module):
         height, width = x.shape[-2:]
         if height < 32 or width < 32:
             raise invalid("image size", (height, width), "at least 32 pixels on both sides")
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        out: Tensor = self.stem(x.contiguous(memory_format=layout))
+        out: Tensor = self.stem(x.contiguous(memory_format=torch.channels_last))
         return out
+
+
+def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Return (H, W) of each stage's features, in pixels, for an image of these sides."""
+    sizes = [((height - 3) // 4 + 1, (width - 3) // 4 + 1)]
+    while len(sizes) < 4:
+        h, w = sizes[-1]
+        sizes.append(((h - 1) // 2 + 1, (w - 1) // 2 + 1))
+    return sizes
+
+
+def init_trunc_normal(module: nn.Module) -> None:
+    """Initialise a layer's weight from N(0, 0.02²), truncated, and its bias with zeros."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

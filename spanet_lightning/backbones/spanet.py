@@ -8,8 +8,7 @@ a context in which low and high frequencies have been re-balanced:
     y   = W_out(q ⊙ ctx)
 
 where SPF weights the spectrum by λ_b inside a circle of radius r and 1 - λ_b outside (Eq. 16-18,
-`spectral.circular_mask`). The sum of 1×1 convolutions over chunks is one 1×1 convolution over all
-channels, so `SpectralGates` stores one weight.
+`spectral.SpectralPooling`).
 
 Shape letters: B batch, C channels, H×W pixels of the stage.
 """
@@ -18,31 +17,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
+from timm.layers import GroupNorm1, Mlp  # type: ignore[attr-defined]  # re-exported
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from spanet_lightning.backbones import (
-    official,
-    registry,
-    spectral,
-    spectral_literal,
-    validate,
-)
-from spanet_lightning.backbones.layers import (
-    BRANCH_SCALES,
-    BranchScale,
-    DepthwiseRow,
-    GeluMlp,
-    GroupNorm1,
-    LiteralGeluMlp,
-    init_trunc_normal,
-)
-from spanet_lightning.backbones.metaformer import Backbone
-from spanet_lightning.backbones.spectral import Gate, SpectralImpl
+from spanet_lightning.backbones import official, registry, validate
+from spanet_lightning.backbones.metaformer import Backbone, BranchScale, init_trunc_normal
+from spanet_lightning.backbones.spectral import SpectralPooling, chunk_sizes
 from spanet_lightning.errors import invalid
 
 Aggregation = Literal["add", "hadamard"]
@@ -72,87 +57,37 @@ VARIANTS: dict[str, SPANetRow] = {
 }
 
 
-class SpectralGates(nn.Module):
-    """The context: every gate filters its chunk of channels, a 1×1 convolution mixes them (Eq. 19).
+class SpectralGates(nn.Conv2d):
+    """The context: the 1×1 convolutions of all gates, each over its chunk of channels (Eq. 19).
+
+    Their sum is one convolution over all channels, hence one weight.
 
     Args:
-        channels: Number of channels C.
-        radius: Radius of the SPF in cycles per side, or `None` for gates without SPF.
-        balance: λ_b, one a gate; the channels are chunked as `torch.chunk` does.
-        ring: Weight exactly on the circle, `None` for 1 - λ_b.
+        channels: Number of channels C, chunked as `torch.chunk` does.
+        gates: Number of gates.
         aggregation: Whether the context is the sum or the product of what the gates return.
-        impl: See `spectral.SpectralImpl`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        radius: float | None,
-        balance: Sequence[float],
-        ring: float | None,
-        aggregation: Aggregation,
-        impl: SpectralImpl,
-    ) -> None:
-        super().__init__()
-        self.gates = spectral.gates(balance, ring, channels)
-        self.radius = radius
+    def __init__(self, channels: int, gates: int, aggregation: Aggregation) -> None:
+        super().__init__(channels, channels, 1, device="meta")  # initialised below
         self.aggregation: Aggregation = aggregation
-        self.impl: SpectralImpl = impl
+        self.sizes = chunk_sizes(channels, gates)
         self.weight = nn.Parameter(torch.empty(channels, channels, 1, 1))
         # One row a gate: the official gates have a bias each. One bias would compute the same, but
         # learn at another rate.
-        self.bias = nn.Parameter(torch.empty(len(self.gates), channels))
-        self.reset_parameters()
+        self.bias = nn.Parameter(torch.empty(gates, channels))
+        # Each gate's columns and bias as a convolution over its chunk alone would be.
+        for columns, row in zip(self.weight.split(self.sizes, 1), self.bias, strict=True):
+            nn.init.uniform_(columns, -(columns.shape[1] ** -0.5), columns.shape[1] ** -0.5)
+            nn.init.uniform_(row, -(columns.shape[1] ** -0.5), columns.shape[1] ** -0.5)
 
-    def reset_parameters(self) -> None:
-        """Draw each gate's columns and bias as a convolution over its chunk alone would."""
-        start = 0
-        for row, gate in zip(self.bias, self.gates, strict=True):
-            bound = gate.channels**-0.5
-            with torch.no_grad():
-                self.weight[:, start : start + gate.channels].uniform_(-bound, bound)
-                row.uniform_(-bound, bound)
-            start += gate.channels
-
-    def forward(self, q: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the context of a query `q`, same shape."""
-        if self.radius is not None and self.impl == "fft":
-            product = self.aggregation == "hadamard"
-            return spectral_literal.spf_context(
-                q, self.weight, self.bias, self.radius, self.gates, product=product
-            )
-        if self.aggregation == "add":  # then all gates are one convolution
-            return self._mixed(q, self.weight, self.bias.sum(0), self.gates)
-        sizes = [gate.channels for gate in self.gates]
-        chunks, weights = torch.split(q, sizes, 1), torch.split(self.weight, sizes, 1)
-        contexts = [
-            self._mixed(chunk, weight, bias, (gate,))
-            for chunk, weight, bias, gate in zip(
-                chunks, weights, self.bias, self.gates, strict=True
-            )
-        ]
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the context of filtered features, same shape."""
+        if self.aggregation == "add":
+            return F.conv2d(x, self.weight, self.bias.sum(0))
+        chunks, weights = x.split(self.sizes, 1), self.weight.split(self.sizes, 1)
+        contexts = map(F.conv2d, chunks, weights, self.bias)
         return functools.reduce(torch.mul, contexts)
-
-    def _mixed(self, q: Tensor, weight: Tensor, bias: Tensor, gates: tuple[Gate, ...]) -> Tensor:
-        """Return what the gates of some channels of the query add up to."""
-        if self.radius is None:
-            return nn.functional.conv2d(q, weight, bias)
-        return spectral.spf_conv1x1(q, weight, bias, self.radius, gates, self.impl)
-
-    def mask(self, gate: int, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
-        """Return a gate's mask, zero frequency at the centre as in official checkpoints."""
-        if self.radius is None:
-            return torch.ones(height, width)
-        mask = spectral.circular_mask(height, width, self.radius, self.gates[gate])
-        centred: Tensor = torch.fft.fftshift(mask)
-        return centred
-
-    def extra_repr(self) -> str:
-        """Show what is not a parameter."""
-        return (
-            f"radius={self.radius}, gates={self.gates}, aggregation={self.aggregation!r}, "
-            f"impl={self.impl!r}"
-        )
 
 
 class SPAM(nn.Module):
@@ -161,22 +96,26 @@ class SPAM(nn.Module):
     Args:
         channels: Number of channels C.
         kernel_size: Length k, in pixels, of the 1×k and k×1 depthwise convolutions.
-        gates: The context.
+        spf: The spectral pooling filter, or `nn.Identity`.
+        gates: The convolutions of the context.
     """
 
-    def __init__(self, channels: int, kernel_size: int, gates: SpectralGates) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, spf: nn.Module, gates: SpectralGates
+    ) -> None:
         super().__init__()
         k, p = kernel_size, kernel_size // 2
         self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.local_w = DepthwiseRow(channels, k)
+        self.local_w = nn.Conv2d(channels, channels, (1, k), padding=(0, p), groups=channels)
         self.local_h = nn.Conv2d(channels, channels, (k, 1), padding=(p, 0), groups=channels)
+        self.spf = spf
         self.gates = gates
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the mixed tokens, same shape."""
         q = self.local_h(self.local_w(self.proj_in(x)))
-        y: Tensor = self.proj_out(q * self.gates(q))
+        y: Tensor = self.proj_out(q * self.gates(self.spf(q)))
         return y
 
 
@@ -211,10 +150,6 @@ class SPANet(Backbone):
             element-wise product, "hadamard" (Table 5).
         branch_scale: "res": learned scales on the shortcuts of the last two stages, as published;
             "layer": on all branches of all stages, starting at 1e-5; or "none".
-        spectral_impl: How the SPF is computed; the function is the same. "real": in a real basis of
-            the few frequencies within the radius; "rfft": by one real FFT; "auto": the basis unless
-            the radius makes it slow; "fft": the whole network as the official code computes it,
-            with its memory layout and its complex FFTs with shifts, slowly: to compare with.
 
     Raises:
         ConfigError: If an argument is outside what is stated here.
@@ -239,14 +174,13 @@ class SPANet(Backbone):
         ring: float | None = 1 / 3,
         aggregation: Aggregation = "add",
         branch_scale: BranchScale = "res",
-        spectral_impl: SpectralImpl = "auto",
     ) -> None:
         row = validate.row("variant", variant, VARIANTS)
         dims = validate.per_stage_ints("dims", row.dims if dims is None else dims)
         radius = validate.radii("radius", radius)
         balance = validate.fractions("balance", balance)
         for dim in dims:
-            if len(spectral.gate_sizes(dim, len(balance))) != len(balance):
+            if len(chunk_sizes(dim, len(balance))) != len(balance):
                 raise invalid(
                     "balance",
                     list(balance),
@@ -255,19 +189,19 @@ class SPANet(Backbone):
         validate.kernel_size("kernel_size", kernel_size)
         validate.image_size("img_size", img_size)
         validate.choice("aggregation", aggregation, get_args(Aggregation))
-        validate.choice("branch_scale", branch_scale, BRANCH_SCALES)
-        validate.choice("spectral_impl", spectral_impl, get_args(SpectralImpl))
+        validate.choice("branch_scale", branch_scale, get_args(BranchScale))
         if ring is not None:
             validate.fraction("ring", ring)
         validate.fraction("drop_rate", drop_rate, below_one=True)
         mlp_ratio = validate.positive("mlp_ratio", mlp_ratio)
 
         def mixer(stage: int, dim: int) -> nn.Module:
-            low = radius[stage] if spf else None
-            gates = SpectralGates(dim, low, balance, ring, aggregation, spectral_impl)
-            return SPAM(dim, kernel_size, gates)
+            pooling = SpectralPooling(dim, radius[stage], balance, ring) if spf else nn.Identity()
+            gates = SpectralGates(dim, len(balance), aggregation)
+            return SPAM(dim, kernel_size, pooling, gates)
 
-        literal = spectral_impl == "fft"
+        def mlp(dim: int) -> nn.Module:
+            return Mlp(dim, int(dim * mlp_ratio), use_conv=True).apply(init_trunc_normal)
 
         super().__init__(
             depths=validate.per_stage_ints("depths", row.depths if depths is None else depths),
@@ -275,16 +209,13 @@ class SPANet(Backbone):
             num_classes=validate.positive_int("num_classes", num_classes, 0),
             in_chans=validate.positive_int("in_chans", in_chans),
             drop_path_rate=validate.fraction("drop_path_rate", drop_path_rate, below_one=True),
-            branch_scale=("none", "none", "res", "res")
-            if branch_scale == "res"
-            else (branch_scale,) * 4,
+            branch_scale=branch_scale,
             mixer=mixer,
-            mlp=partial(LiteralGeluMlp if literal else GeluMlp, ratio=mlp_ratio),
+            mlp=mlp,
             block_norm=GroupNorm1,
             downsample_norm=None,
             final_norm=GroupNorm1(dims[-1]),
             head=_linear_head,
-            channels_last=not literal,
         )
         self.head_drop = nn.Dropout(drop_rate)
 
@@ -295,9 +226,7 @@ class SPANet(Backbone):
 
 
 def _linear_head(features: int, num_classes: int) -> nn.Module:
-    head = nn.Linear(features, num_classes)
-    init_trunc_normal(head)
-    return head
+    return nn.Linear(features, num_classes).apply(init_trunc_normal)
 
 
 def timm_name(variant: str) -> str:

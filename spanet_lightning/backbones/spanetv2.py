@@ -21,36 +21,25 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
+from timm.layers import GroupNorm1, LayerNorm2d, Mlp  # type: ignore[attr-defined]  # re-exported
+from timm.models.metaformer import MlpHead, Pooling, SepConv, StarReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spanet_lightning.backbones import (
-    official,
-    registry,
-    spectral,
-    spectral_literal,
-    validate,
-)
-from spanet_lightning.backbones.activated_conv import GELU, activated_conv1x1
-from spanet_lightning.backbones.kept import Kept
-from spanet_lightning.backbones.layers import (
-    BRANCH_SCALES,
+from spanet_lightning.backbones import official, registry, validate
+from spanet_lightning.backbones.metaformer import (
+    Backbone,
     BranchScale,
-    GroupNorm1,
-    LayerNorm2d,
-    LiteralStarReluMlp,
-    MlpHead,
-    StarReluMlp,
     init_trunc_normal,
-    pixelwise,
+    stage_sizes,
 )
-from spanet_lightning.backbones.metaformer import Backbone
-from spanet_lightning.backbones.spectral import SpectralImpl
+from spanet_lightning.backbones.spectral import SRF_GATES, SpectralRescaling, SrfGate
 from spanet_lightning.errors import invalid
 
-SrfGate = Literal["sigmoid", "scaled_sigmoid"]
+__all__ = ["SPAM", "VARIANTS", "Attention", "SPANetV2", "SpectralRescaling", "timm_name"]
+
 HeadLayout = Literal["interleaved", "concatenated"]
-Mixer = Literal["spam", "attention", "mixed"]
+Mixer = Literal["spam", "attention", "mixed", "sepconv", "pooling", "identity"]
 SPANetV2Variant = Literal[
     "s18_pure",
     "s18_hybrid",
@@ -63,7 +52,7 @@ SPANetV2Variant = Literal[
     "test",
 ]
 
-_PURE: tuple[Mixer, ...] = ("spam", "spam", "spam", "spam")
+_PURE: tuple[Mixer, ...] = ("spam",) * 4
 _HYBRID: tuple[Mixer, ...] = ("spam", "spam", "mixed", "attention")
 HEAD_DIM = 32  # channels of an attention head
 MIXED_KERNEL_SIZE = 7  # of the depthwise convolution beside attention, in pixels
@@ -91,65 +80,13 @@ VARIANTS: dict[str, SPANetV2Row] = {
 }
 
 
-class SpectralRescaling(nn.Module):
-    """SRF: re-scale each channel's spectrum by the sigmoid of learned logits (arXiv:2503.23947).
-
-    Args:
-        channels: Number of channels C.
-        heads: Number of heads; each has its own tensor of logits, as in the official interleaved
-            code, so that an optimizer with a trust ratio per tensor (LAMB) treats them alike.
-        size: Height and width, in pixels of this stage, at which logits are stored. Another input
-            size resizes them (`spectral.resize_logits`).
-        gate: "sigmoid", or "scaled_sigmoid" for sigmoid(α·θ) with a learned scalar α.
-        impl: See `spectral.SpectralImpl`.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        size: tuple[int, int],
-        gate: SrfGate,
-        impl: SpectralImpl,
-    ) -> None:
-        super().__init__()
-        shape = (channels // heads, size[0], size[1] // 2 + 1)
-        self.logits = nn.ParameterList(torch.randn(shape) * 0.02 for _ in range(heads))
-        self.alpha = nn.Parameter(torch.ones(1)) if gate == "scaled_sigmoid" else None
-        self.impl: SpectralImpl = impl
-        self._kept = Kept[Tensor | spectral.RealGain]()
-
-    def gain(self, height: int, width: int) -> Float[Tensor, "c {height} {width}//2+1"]:
-        """Return the gains at this size, in the layout of a real FFT (rows unshifted)."""
-        return self._gain(torch.cat(list(self.logits)), height, width)
-
-    def head_gains(
-        self, height: int, width: int
-    ) -> list[Float[Tensor, "c_n {height} {width}//2+1"]]:
-        """Return the gains of each head."""
-        return [self._gain(logits, height, width) for logits in self.logits]
-
-    def _gain(self, logits: Tensor, height: int, width: int) -> Tensor:
-        logits = spectral.resize_logits(logits, height, width // 2 + 1)
-        return torch.sigmoid(logits if self.alpha is None else self.alpha * logits)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return `x` with re-scaled spectra, same shape and dtype."""
-        height, width = x.shape[-2:]
-
-        def build() -> Tensor | spectral.RealGain:
-            return spectral.srf_gain(self.gain(height, width), width, self.impl)
-
-        return spectral.srf(x, self._kept(self, build, height, width))
-
-
 class SPAM(nn.Module):
     """Spectral-adaptive modulation, the token mixer of SPANetV2 (arXiv:2503.23947).
 
     Args:
         channels: Number of channels C, a multiple of the number of heads.
         kernel_sizes: Kernel size of each head's depthwise convolution, in pixels.
-        srf: The spectral filter, or `None`.
+        srf: The spectral filter, or `nn.Identity`.
         head_layout: Order of channels before the grouped expansion: "interleaved" puts channel j of
             all heads side by side, so that a group mixes heads; "concatenated" puts head after
             head, so that a group mixes channels of one head.
@@ -159,7 +96,7 @@ class SPAM(nn.Module):
         self,
         channels: int,
         kernel_sizes: Sequence[int],
-        srf: SpectralRescaling | None,
+        srf: nn.Module,
         head_layout: HeadLayout,
     ) -> None:
         super().__init__()
@@ -170,7 +107,7 @@ class SPAM(nn.Module):
         self.local = nn.ModuleList(
             nn.Conv2d(size, size, k, padding=k // 2, groups=size) for k in kernel_sizes
         )
-        self.srf = srf if srf is not None else nn.Identity()
+        self.srf = srf
         self.expand = nn.Conv2d(channels, channels * EXPANSION, 1, groups=size, bias=False)
         self.norm = GroupNorm1(channels * EXPANSION)
         self.reduce = nn.Conv2d(channels * EXPANSION, channels, 1, bias=False)
@@ -180,50 +117,18 @@ class SPAM(nn.Module):
         """Return the mixed tokens, same shape."""
         heads = self.context(x).chunk(len(self.local), dim=1)
         heads = [conv(head) for conv, head in zip(self.local, heads, strict=True)]
-        if self.head_layout == "concatenated":
-            context = self.srf(torch.cat(heads, dim=1))
-        else:
-            context = _interleave(self.srf(torch.cat(heads, dim=1)), len(heads))
-        context = activated_conv1x1(
-            self.norm(self.expand(context)),
-            self.reduce.weight,
-            None,
-            GELU,
-            recompute=self.training,
-        )
+        context = self.srf(torch.cat(heads, dim=1))
+        if self.head_layout == "interleaved":
+            context = _interleave(context, len(heads))
+        context = self.reduce(F.gelu(self.norm(self.expand(context))))
         y: Tensor = self.proj(F.gelu(self.query(x)) * context)
         return y
 
 
-class LiteralSPAM(SPAM):
-    """`SPAM` as the official code computes it: `spectral_impl: fft`.
-
-    Linear layers on (B, H, W, C), one convolution and one real FFT a head, written into a tensor of
-    zeros in (B, C, H, W), which the expansion works on; back to (B, H, W, C) for the product.
-    """
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the mixed tokens, same shape."""
-        x_BHWC = x.permute(0, 2, 3, 1)
-        query = F.gelu(pixelwise(self.query, x_BHWC))
-        tokens = pixelwise(self.context, x_BHWC).permute(0, 3, 1, 2).chunk(len(self.local), dim=1)
-        heads = [conv(head) for conv, head in zip(self.local, tokens, strict=True)]
-        if self.head_layout == "concatenated":
-            context = self.srf(torch.cat(heads, dim=1))
-        elif isinstance(self.srf, SpectralRescaling):
-            gains = self.srf.head_gains(*x.shape[-2:])
-            context = spectral_literal.srf_interleaved(heads, gains)
-        else:
-            context = torch.stack(heads, dim=2).flatten(1, 2)
-        context = self.reduce(F.gelu(self.norm(self.expand(context.contiguous()))))
-        return pixelwise(self.proj, query * context.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def _interleave(x: Tensor, heads: int) -> Tensor:
+def _interleave(x: Float[Tensor, "b c h w"], heads: int) -> Float[Tensor, "b c h w"]:
     """Reorder channels from head after head to channel after channel (a channel shuffle)."""
-    batch, channels, height, width = x.shape
-    x_BHWC = x.permute(0, 2, 3, 1).reshape(batch, height, width, heads, channels // heads)
-    return x_BHWC.transpose(3, 4).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+    x_BNGHW = x.unflatten(1, (heads, x.shape[1] // heads))
+    return x_BNGHW.transpose(1, 2).flatten(1, 2)
 
 
 class Attention(nn.Module):
@@ -260,23 +165,6 @@ class Attention(nn.Module):
         return mixed
 
 
-class LiteralAttention(Attention):
-    """`Attention` in the official code's steps, with the N×N matrix: `spectral_impl: fft`."""
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the mixed tokens, same shape."""
-        batch, _, height, width = x.shape
-        qkv = pixelwise(self.qkv, x.permute(0, 2, 3, 1))
-        tokens = qkv.reshape(batch, height * width, 3, self.heads, HEAD_DIM)
-        q, k, v = tokens.permute(2, 0, 3, 1, 4).unbind()
-        weights = (q @ k.transpose(-2, -1) * HEAD_DIM**-0.5).softmax(dim=-1)
-        y_BHWC = (weights @ v).transpose(1, 2).reshape(batch, height, width, -1)
-        if self.local is not None:
-            values = v.transpose(1, 2).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
-            y_BHWC = y_BHWC + self.local(values).permute(0, 2, 3, 1)
-        return pixelwise(self.proj, y_BHWC).permute(0, 3, 1, 2)
-
-
 class SPANetV2(Backbone):
     """SPANetV2, the second generation (TPAMI 2026, arXiv:2503.23947).
 
@@ -288,8 +176,9 @@ class SPANetV2(Backbone):
         variant: Row of the table that gives depths, dims and mixers.
         depths: Blocks of each of the four stages; default: the variant's.
         dims: Channels of each stage; default: the variant's.
-        mixers: "spam", "mixed" (attention beside a 7×7 depthwise convolution) or "attention" for
-            each stage; default: the variant's.
+        mixers: The token mixer of each stage: "spam", "mixed" (attention beside a 7×7 depthwise
+            convolution), "attention", and for comparisons "sepconv" (ConvFormer's separable
+            convolution), "pooling" (PoolFormer's) or "identity"; default: the variant's.
         num_classes: Classes of the head; 0 leaves the head out.
         in_chans: Channels of the image.
         img_size: Side, or (height, width), in pixels, at which SRF logits are stored. Inputs of
@@ -307,10 +196,6 @@ class SPANetV2(Backbone):
             "concatenated" as in its other published file. Weights do not carry over.
         branch_scale: "res": learned scales on the shortcuts of the last two stages, as published;
             "layer": on all branches of all stages, starting at 1e-5; or "none".
-        spectral_impl: How the SRF is computed; the function is the same. "real": by products with
-            real Fourier bases; "rfft": by one real FFT over all heads; "auto": the faster at each
-            size, and the bases for export; "fft": the whole network as the official code computes
-            it, with its memory layouts and a real FFT for each head, slowly: to compare with.
 
     Raises:
         ConfigError: If an argument is outside what is stated here.
@@ -335,7 +220,6 @@ class SPANetV2(Backbone):
         srf_gate: SrfGate = "sigmoid",
         head_layout: HeadLayout = "interleaved",
         branch_scale: BranchScale = "res",
-        spectral_impl: SpectralImpl = "auto",
     ) -> None:
         row = validate.row("variant", variant, VARIANTS)
         dims = validate.per_stage_ints("dims", row.dims if dims is None else dims)
@@ -350,43 +234,48 @@ class SPANetV2(Backbone):
                 raise invalid(
                     "dims", list(dims), f"a multiple of {HEAD_DIM} in a stage with mixed attention"
                 )
-        validate.choice("srf_gate", srf_gate, get_args(SrfGate))
+        validate.choice("srf_gate", srf_gate, SRF_GATES)
         validate.choice("head_layout", head_layout, get_args(HeadLayout))
-        validate.choice("branch_scale", branch_scale, BRANCH_SCALES)
-        validate.choice("spectral_impl", spectral_impl, get_args(SpectralImpl))
+        validate.choice("branch_scale", branch_scale, get_args(BranchScale))
         drop_rate = validate.fraction("drop_rate", drop_rate, below_one=True)
         mlp_ratio = validate.positive("mlp_ratio", mlp_ratio)
-        height, width = validate.image_size("img_size", img_size)
-
-        literal = spectral_impl == "fft"
+        sizes = stage_sizes(*validate.image_size("img_size", img_size))
 
         def mixer(stage: int, dim: int) -> nn.Module:
-            if kinds[stage] != "spam":
-                attention = LiteralAttention if literal else Attention
-                return attention(dim, local=kinds[stage] == "mixed")
-            stride = 2 ** (stage + 2)
-            size = (height // stride, width // stride)
-            rescaling = (
-                SpectralRescaling(dim, len(kernels), size, srf_gate, spectral_impl) if srf else None
-            )
-            return (LiteralSPAM if literal else SPAM)(dim, kernels, rescaling, head_layout)
+            match kinds[stage]:
+                case "spam":
+                    filters = SRF_GATES[srf_gate](dim, len(kernels), sizes[stage]) if srf else None
+                    return SPAM(dim, kernels, filters or nn.Identity(), head_layout)
+                case "sepconv":
+                    return SepConv(dim)
+                case "pooling":
+                    return Pooling()
+                case "identity":
+                    return nn.Identity()
+                case kind:
+                    return Attention(dim, local=kind == "mixed")
 
+        def mlp(dim: int) -> nn.Module:
+            return Mlp(dim, int(dim * mlp_ratio), act_layer=StarReLU, bias=False, use_conv=True)
+
+        def head(features: int, num_classes: int) -> nn.Module:
+            head = MlpHead(features, num_classes, norm_layer=nn.LayerNorm, drop_rate=drop_rate)
+            return head.apply(init_trunc_normal)
+
+        norm = partial(LayerNorm2d, bias=False)
         super().__init__(
             depths=validate.per_stage_ints("depths", row.depths if depths is None else depths),
             dims=dims,
             num_classes=validate.positive_int("num_classes", num_classes, 0),
             in_chans=validate.positive_int("in_chans", in_chans),
             drop_path_rate=validate.fraction("drop_path_rate", drop_path_rate, below_one=True),
-            branch_scale=("none", "none", "res", "res")
-            if branch_scale == "res"
-            else (branch_scale,) * 4,
+            branch_scale=branch_scale,
             mixer=mixer,
-            mlp=partial(LiteralStarReluMlp if literal else StarReluMlp, ratio=mlp_ratio),
-            block_norm=LayerNorm2d,
-            downsample_norm=LayerNorm2d,
+            mlp=mlp,
+            block_norm=norm,
+            downsample_norm=norm,
             final_norm=nn.LayerNorm(dims[-1], eps=1e-6),
-            head=partial(MlpHead, drop_rate=drop_rate),
-            channels_last=not literal,
+            head=head,
         )
         self.apply(init_trunc_normal)
 

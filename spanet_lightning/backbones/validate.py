@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from spanet_lightning.errors import invalid, invalid_choice
@@ -15,9 +15,7 @@ MAX_KERNEL_SIZE = 31
 
 def row(key: str, value: str, table: Mapping[str, Row]) -> Row:
     """Look `value` up in a table of variants."""
-    if value not in table:
-        raise invalid_choice(key, value, table)
-    return table[value]
+    return table[choice(key, value, table)]
 
 
 def choice(key: str, value: str, choices: Collection[str]) -> str:
@@ -29,15 +27,14 @@ def choice(key: str, value: str, choices: Collection[str]) -> str:
 
 def positive_int(key: str, value: Any, minimum: int = 1) -> int:
     """Return `value`, an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if not _is_int(value) or value < minimum:
         raise invalid(key, value, f"an integer of at least {minimum}")
-    return value
+    return int(value)
 
 
 def fraction(key: str, value: Any, *, below_one: bool = False) -> float:
     """Return `value`, a number in [0, 1], or in [0, 1) with `below_one`."""
-    top_ok = _is_number(value) and (value < 1 if below_one else value <= 1)
-    if not top_ok or value < 0:
+    if not _is_number(value) or not 0 <= value <= 1 or (below_one and value == 1):
         raise invalid(key, value, "a number in " + ("[0, 1)" if below_one else "[0, 1]"))
     return float(value)
 
@@ -49,28 +46,11 @@ def positive(key: str, value: Any) -> float:
     return float(value)
 
 
-def per_stage_ints(key: str, value: Any) -> tuple[int, int, int, int]:
-    """Return `value`, one positive integer for each of the four stages."""
-    if (
-        not _is_sequence(value)
-        or len(value) != STAGES
-        or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value)
-    ):
-        raise invalid(key, value, "four positive integers, one a stage")
-    a, b, c, d = value
-    return a, b, c, d
-
-
-def radii(key: str, value: Any) -> tuple[float, float, float, float]:
-    """Return `value`, one non-negative radius for each of the four stages."""
-    if (
-        not _is_sequence(value)
-        or len(value) != STAGES
-        or not all(_is_number(v) and 0 <= v < float("inf") for v in value)
-    ):
-        raise invalid(key, value, "four numbers of at least 0 (cycles per side), one a stage")
-    a, b, c, d = value
-    return a, b, c, d
+def kernel_size(key: str, value: Any) -> int:
+    """Return `value`, an odd kernel size in pixels: an even one would shift the features."""
+    if not _is_int(value) or value % 2 == 0 or not 1 <= value <= MAX_KERNEL_SIZE:
+        raise invalid(key, value, f"an odd integer from 1 to {MAX_KERNEL_SIZE}")
+    return int(value)
 
 
 def fractions(key: str, value: Any) -> tuple[float, ...]:
@@ -80,31 +60,49 @@ def fractions(key: str, value: Any) -> tuple[float, ...]:
     return tuple(fraction(f"{key}[{i}]", v) for i, v in enumerate(value))
 
 
-def kernel_size(key: str, value: Any) -> int:
-    """Return `value`, an odd kernel size in pixels: an even one would shift the features."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value % 2 == 0
-        or not 1 <= value <= MAX_KERNEL_SIZE
-    ):
-        raise invalid(key, value, f"an odd integer from 1 to {MAX_KERNEL_SIZE}")
-    return value
+def per_stage_ints(key: str, value: Any) -> tuple[int, int, int, int]:
+    """Return `value`, one positive integer for each of the four stages."""
+    return _per_stage(
+        key, value, lambda v: _is_int(v) and v > 0, "four positive integers, one a stage"
+    )
+
+
+def radii(key: str, value: Any) -> tuple[float, float, float, float]:
+    """Return `value`, one non-negative radius for each of the four stages."""
+    return _per_stage(
+        key,
+        value,
+        lambda v: _is_number(v) and 0 <= v < float("inf"),
+        "four numbers of at least 0 (cycles per side), one a stage",
+    )
 
 
 def choices_per_stage(key: str, value: Any, choices: Collection[str]) -> tuple[Any, ...]:
     """Return `value`, one of `choices` for each of the four stages."""
-    if not _is_sequence(value) or len(value) != STAGES:
-        raise invalid(key, value, f"four of {', '.join(map(repr, choices))}, one a stage")
-    return tuple(choice(f"{key}[{i}]", v, choices) for i, v in enumerate(value))
+    accepted = f"four of {', '.join(map(repr, choices))}, one a stage"
+    stages = _per_stage(key, value, lambda _: True, accepted)
+    return tuple(choice(f"{key}[{i}]", v, choices) for i, v in enumerate(stages))
 
 
 def image_size(key: str, value: Any) -> tuple[int, int]:
     """Return `value` as (height, width) in pixels, both at least 32."""
     pair = tuple(value) if _is_sequence(value) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 32 for v in pair):
+    if len(pair) != 2 or not all(_is_int(v) and v >= 32 for v in pair):
         raise invalid(key, value, "a side, or (height, width), of at least 32 pixels")
     return pair[0], pair[1]
+
+
+def _per_stage(
+    key: str, value: Any, is_valid: Callable[[Any], bool], accepted: str
+) -> tuple[Any, Any, Any, Any]:
+    if not _is_sequence(value) or len(value) != STAGES or not all(map(is_valid, value)):
+        raise invalid(key, value, accepted)
+    a, b, c, d = value
+    return a, b, c, d
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
