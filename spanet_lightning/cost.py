@@ -27,10 +27,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spanet_lightning.backbones import spanet, spanetv2
+from spanet_lightning.backbones.spectral import SpectralFilter
 from spanet_lightning.published import PUBLISHED
-
-_SPECTRAL = (spanet.SpectralGates, spanetv2.SpectralRescaling)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
     for layer in shadow.modules():
         layer._forward_hooks.clear()  # what others hooked in is not to run here
         layer._forward_pre_hooks.clear()
-        if _filters(layer):
+        if isinstance(layer, SpectralFilter):
             layer.register_forward_pre_hook(charge)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -87,26 +85,17 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
     counts = counter.get_flop_counts()
     total = _macs(counts["Global"])
     root = type(shadow).__name__
-    named = (f"{root}.{n}" for n, m in shadow.named_modules() if isinstance(m, _SPECTRAL))
+    named = (f"{root}.{n}" for n, m in shadow.named_modules() if isinstance(m, SpectralFilter))
     inside = [counts[name] for name in named if name in counts]
-    # What a spectral module multiplies beside its 1×1 convolution is charged by the formula.
-    products = sum(_macs(c, convolutions=False) for c in inside)
     attention = sum(v for op, v in counts["Global"].items() if _is_batched_product(op)) // 2
     attention -= sum(v for c in inside for op, v in c.items() if _is_batched_product(op)) // 2
     return ModelCost(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        macs=total - products,
+        macs=total - sum(map(_macs, inside)),  # those are charged by the formula
         attention_macs=attention,
         spectral_macs=spectral,
     )
-
-
-def _filters(mixer: nn.Module) -> bool:
-    """Tell whether a module is a mixer that filters the spectrum of all its channels."""
-    if isinstance(mixer, spanet.SPAM):
-        return mixer.gates.radius is not None
-    return isinstance(mixer, spanetv2.SPAM) and isinstance(mixer.srf, spanetv2.SpectralRescaling)
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
@@ -120,9 +109,9 @@ def _on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _macs(counts: dict[Any, int], *, convolutions: bool = True) -> int:
+def _macs(counts: dict[Any, int]) -> int:
     """Sum torch's FLOPs, which are two for each MAC."""
-    return sum(v for op, v in counts.items() if convolutions or "convolution" not in str(op)) // 2
+    return sum(counts.values()) // 2
 
 
 def _is_batched_product(op: Any) -> bool:

@@ -20,11 +20,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.metaformer import SquaredReLU, StarReLU
 from torch import nn
 
 from spanet_lightning import heads
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.backbones.layers import LayerNorm2d
 from spanet_lightning.cost import ModelCost, model_cost
 from spanet_lightning.published import PUBLISHED_DENSE, DenseKind, PublishedDense
 
@@ -34,7 +34,7 @@ DETECTION_SIZE = (800, 1280)
 UNUSED_CLASSIFIER = 3_104_744
 """Parameters of SPANetV2's classifier with 1,000 classes, which the authors' dense models keep."""
 
-_COUNTED = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, LayerNorm2d, nn.ReLU)
+_COUNTED = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def normed_values(model: nn.Module, size: tuple[int, int]) -> int:
         nonlocal total
         total += out.numel()
 
-    layers = [layer for layer in model.modules() if isinstance(layer, _COUNTED)]
+    modules = list(model.modules())
+    inner = {m.relu for m in modules if isinstance(m, (StarReLU, SquaredReLU))}  # not counted
+    layers = [m for m in modules if isinstance(m, _COUNTED) and m not in inner]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     training = model.training
     try:

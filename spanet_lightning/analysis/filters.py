@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,8 +22,8 @@ from spanet_lightning.analysis import taps
 from spanet_lightning.analysis.images import normalised
 from spanet_lightning.analysis.models import Subject
 from spanet_lightning.backbones import Backbone, spanet, spanetv2
-from spanet_lightning.backbones.spanet import SpectralGates
-from spanet_lightning.backbones.spanetv2 import SpectralRescaling
+from spanet_lightning.backbones.metaformer import stage_sizes
+from spanet_lightning.backbones.spectral import SpectralFilter, SpectralPooling, full_gain
 from spanet_lightning.errors import ConfigError
 
 
@@ -83,22 +81,6 @@ def radial_mean(gain: Float[np.ndarray, "h w"]) -> tuple[np.ndarray, np.ndarray]
     return np.flatnonzero(known) / half, sums[known] / counts[known]
 
 
-def full_gain(half: Float[Tensor, "c h f"], width: int) -> Float[Tensor, "c h {width}"]:
-    """Return gains in the layout of a real FFT as those of the whole spectrum, centred.
-
-    In the columns 0 and W/2 a real FFT stores both of a conjugate pair, and its inverse keeps
-    their mean: so they are averaged.
-    """
-    height = half.shape[1]
-    rows = (-torch.arange(height)) % height
-    lone = [0, width // 2] if width % 2 == 0 else [0]
-    half = half.clone()
-    half[:, :, lone] = (half[:, :, lone] + half[:, rows][:, :, lone]) / 2
-    columns = width - torch.arange(half.shape[2], width)
-    full = torch.cat([half, half[:, rows][:, :, columns]], dim=2)
-    return full.roll((height // 2, width // 2), (1, 2))
-
-
 def filters(subject: Subject, size: int = 224) -> list[Filter]:
     """Return the filters of a model at the sizes that its features have for an image.
 
@@ -110,21 +92,13 @@ def filters(subject: Subject, size: int = 224) -> list[Filter]:
         ConfigError: If the model is none, or has no spectral filter.
     """
     found: list[Filter] = []
+    sizes = stage_sizes(size, size)
     with torch.no_grad():
         for stage, block, mixer in _mixers(subject):
-            side = _side(size, stage)
-            found += _of_mixer(subject.label, stage, block, mixer, side)
+            found += _of_mixer(subject.label, stage, block, mixer, sizes[stage - 1])
     if not found:
         raise ConfigError(f"{subject.label}: has no spectral filter: spf or srf is off")
     return found
-
-
-def _side(size: int, stage: int) -> int:
-    """Return the side of a stage's features: the stem divides by 4, each other stage by 2."""
-    side = (size + 2 * 2 - 7) // 4 + 1
-    for _ in range(stage - 1):
-        side = (side + 2 * 1 - 3) // 2 + 1
-    return side
 
 
 def _mixers(subject: Subject) -> Iterator[tuple[int, int, nn.Module]]:
@@ -138,21 +112,22 @@ def _mixers(subject: Subject) -> Iterator[tuple[int, int, nn.Module]]:
             yield stage, i, block.mixer
 
 
-def _of_mixer(label: str, stage: int, block: int, mixer: nn.Module, side: int) -> Iterator[Filter]:
-    gates = getattr(mixer, "gates", None)
-    if isinstance(gates, SpectralGates) and gates.radius is not None:
-        for i, gate in enumerate(gates.gates):
-            mask = gates.mask(i, side, side).double().numpy()
-            name = f"λ={gate.low:.2g}"
-            yield Filter(label, stage, block, i + 1, name, mask, np.zeros_like(mask))
-    srf = getattr(mixer, "srf", None)
-    if isinstance(srf, SpectralRescaling):
-        for i, gain in enumerate(srf.head_gains(side, side)):
-            whole = full_gain(gain.double(), side)
-            local: Any = mixer.local
-            kernel = local[i].kernel_size[0]
-            mean, spread = whole.mean(0).numpy(), whole.std(0, correction=0).numpy()
-            yield Filter(label, stage, block, i + 1, f"{kernel}×{kernel}", mean, spread)
+def _of_mixer(
+    label: str, stage: int, block: int, mixer: nn.Module, size: tuple[int, int]
+) -> Iterator[Filter]:
+    """Return the filters of a mixer: one for each gate of V1, one for each head of V2."""
+    for module in mixer.modules():
+        if not isinstance(module, SpectralFilter):
+            continue
+        gains = full_gain(module.gain(*size).double(), size[1])
+        if isinstance(module, SpectralPooling):
+            names = [f"λ={balance:.2g}" for balance in module.balance]
+        else:
+            kernels = [conv.kernel_size for conv in getattr(mixer, "local", [])]
+            names = [f"{height}×{width}" for height, width in kernels] or [type(module).__name__]
+        for i, (name, gain) in enumerate(zip(names, gains.chunk(len(names)), strict=True), 1):
+            mean, spread = gain.mean(0).numpy(), gain.std(0, correction=0).numpy()
+            yield Filter(label, stage, block, i, name, mean, spread)
 
 
 @dataclass(frozen=True)
@@ -184,11 +159,9 @@ def context_maps(subject: Subject, image: Float[Tensor, "1 3 h w"]) -> ContextMa
     handles = []
     for stage, _, mixer in _mixers(subject):
         if isinstance(mixer, spanet.SPAM):
-            handles.append(mixer.gates.register_forward_hook(_keep(sums, stage, None)))
+            handles.append(mixer.gates.register_forward_hook(_keep(sums, stage)))
         elif isinstance(mixer, spanetv2.SPAM):
-            # The projection after the norm is fused with the activation: it is no call of a module.
-            weight = mixer.reduce.weight
-            handles.append(mixer.norm.register_forward_hook(_keep(sums, stage, weight)))
+            handles.append(mixer.reduce.register_forward_hook(_keep(sums, stage)))
     try:
         taps.run(subject.model, normalised(image, subject))
     finally:
@@ -201,10 +174,9 @@ def context_maps(subject: Subject, image: Float[Tensor, "1 3 h w"]) -> ContextMa
 
 
 def _keep(
-    sums: dict[int, list[Tensor]], stage: int, weight: Tensor | None
+    sums: dict[int, list[Tensor]], stage: int
 ) -> Callable[[nn.Module, object, Tensor], None]:
-    def hook(_: nn.Module, __: object, output: Tensor) -> None:
-        context = output if weight is None else F.conv2d(F.gelu(output), weight)
+    def hook(_: nn.Module, __: object, context: Tensor) -> None:
         sums.setdefault(stage, []).append(context.detach()[0].abs().mean(0))
 
     return hook

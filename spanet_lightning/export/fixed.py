@@ -1,113 +1,72 @@
-"""A backbone for one image size, for export: whatever follows from parameters alone is a constant.
+"""A model for one image size, for export: its spectral filters as products with constant matrices.
 
-Runtimes know no Fourier operators, or slow ones, and need not resize logits or build bases for each
-image. So the spectral operators are written in the real bases of `backbones.spectral`, as products
-with constant matrices in (B, C, H, W), the layout of ONNX:
+Runtimes know no Fourier operators, or slow ones, and need not resize logits for each image. A
+filter is a real linear map, so it can be written in a real orthonormal basis of cosines and sines,
+separable in H and W (`backbones.spectral.real_basis`). With s = cos, sin of frequency u along H and
+t = cos, sin of frequency v along W, the products s·t of one pair (u, v) span the same space as the
+complex waves (±u, ±v). A gain g splits there into
 
-    SPF(x) = (1 - λ)·x + A_H (D ⊙ (A_Hᵀ x A_W)) A_Wᵀ
-    SRF(x) = A_H (E ⊙ z + O ⊙ z') A_Wᵀ,   z = A_Hᵀ x A_W,   z' = z, cosine and sine exchanged
+- an even part e = (g(u, v) + g(-u, v))/2, which is diagonal, and
+- an odd part o = (g(u, v) - g(-u, v))/2, which exchanges cosine and sine along *both* axes:
+  cc' = e·cc - o·ss, ss' = e·ss - o·cc, sc' = e·sc + o·cs, cs' = e·cs + o·sc.
 
-The functions are those of the trained modules; the tests compare them.
+In the columns v = 0 and v = W/2, where a real FFT stores both halves of a conjugate pair, only the
+even part survives the inverse transform. With b the even part at the highest frequency,
+
+    y = b·x + A_H ((e - b) ⊙ z + o ⊙ z') A_Wᵀ,   z = A_Hᵀ x A_W,   z' = z, cosine and sine exchanged
+
+where A needs no column on which both factors vanish: of an SPF, all but the few within its radius.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from spanet_lightning.backbones import Backbone, spectral
-from spanet_lightning.backbones.layers import StarReluMlp
-from spanet_lightning.backbones.spanet import SpectralGates
-from spanet_lightning.backbones.spanetv2 import SpectralRescaling
-from spanet_lightning.errors import invalid
+from spanet_lightning.backbones.spectral import SpectralFilter, real_basis
 
 
-class FixedGates(nn.Module):
-    """`SpectralGates` at one size (arXiv:2308.11568, Eq. 17 and 19).
+class FixedFilter(nn.Module):
+    """A `SpectralFilter` at one size, on (B, C, H, W), without an FFT.
 
     Args:
-        gates: The trained module, with a spectral filter.
-        height: Rows of the stage, in pixels.
+        gain: What the filter's `gain` returns.
         width: Columns of the stage, in pixels.
     """
 
-    def __init__(self, gates: SpectralGates, height: int, width: int) -> None:
+    def __init__(self, gain: Float[Tensor, "c h f"], width: int) -> None:
         super().__init__()
-        if gates.radius is None:
-            raise ValueError("gates without a filter are convolutions already")
-        kind = (gates.weight.dtype, gates.weight.device)
-        band = spectral.low_band(height, width, gates.radius, gates.gates, *kind)
-        self.rows = _constant(band.rows)
-        self.columns = _constant(band.columns)
-        self.deviation = _constant(band.deviation.permute(2, 0, 1))
-        self.high = _constant(band.high.view(-1, 1, 1))
-        # The sum of what all gates return is one convolution; their product is one each.
-        whole = gates.aggregation == "add"
-        self.sizes = [gates.weight.shape[1]] if whole else [g.channels for g in gates.gates]
-        self.weights = nn.ParameterList(map(_constant, torch.split(gates.weight, self.sizes, 1)))
-        self.biases = nn.ParameterList(
-            map(_constant, [gates.bias.sum(0)] if whole else list(gates.bias))
-        )
-
-    def forward(self, q: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the context of a query `q`, same shape."""
-        low_BCKL = self.rows.t() @ (q @ self.columns) * self.deviation
-        filtered = q * self.high + self.rows @ (low_BCKL @ self.columns.t())
-        chunks = torch.split(filtered, self.sizes, 1) if len(self.sizes) > 1 else [filtered]
-        return functools.reduce(torch.mul, map(F.conv2d, chunks, self.weights, self.biases))
-
-
-class FixedRescaling(nn.Module):
-    """`SpectralRescaling` at one size.
-
-    Args:
-        srf: The trained module.
-        height: Rows of the stage, in pixels.
-        width: Columns of the stage, in pixels.
-    """
-
-    def __init__(self, srf: SpectralRescaling, height: int, width: int) -> None:
-        super().__init__()
-        even, odd = spectral.split_gain(srf.gain(height, width), width)
-        self.even = _constant(even.permute(2, 0, 1))
-        self.odd = _constant(odd.permute(2, 0, 1))
-        dtype, device = even.dtype, even.device
-        self.rows = _constant(spectral.real_basis(height, height // 2, dtype, device).matrix)
-        self.columns = _constant(spectral.real_basis(width, width // 2, dtype, device).matrix)
-        self.row_partner = _constant(_partners(height))
-        self.column_partner = _constant(_partners(width))
+        height = gain.shape[1]
+        rows, u = real_basis(height, height // 2, gain)
+        columns, v = real_basis(width, width // 2, gain)
+        even, odd = _split_gain(gain, u, v)
+        base = even[:, -1:, -1:]
+        deviates = ((even != base) | (odd != 0)).any(0)
+        if deviates.float().mean() > 0.5:  # nothing to leave out
+            base, deviates = torch.zeros_like(base), torch.ones_like(deviates)
+        kept_rows, kept_columns = (deviates.any(dim).nonzero()[:, 0] for dim in (1, 0))
+        self.has_base, self.has_odd = bool(base.any()), bool(odd.any())
+        self.base = _constant(base)
+        self.rows = _constant(rows[:, kept_rows])
+        self.columns = _constant(columns[:, kept_columns])
+        self.even = _constant((even - base)[:, kept_rows][:, :, kept_columns])
+        self.odd = _constant(odd[:, kept_rows][:, :, kept_columns])
+        self.row_partner = _constant(_partners(u[kept_rows]))
+        self.column_partner = _constant(_partners(v[kept_columns]))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return `x` with re-scaled spectra, same shape."""
+        """Return `x` filtered, same shape."""
         z = self.rows.t() @ (x @ self.columns)
-        swapped = z.index_select(2, self.row_partner).index_select(3, self.column_partner)
-        return self.rows @ ((z * self.even + swapped * self.odd) @ self.columns.t())
-
-
-class FixedMlp(nn.Module):
-    """`StarReluMlp` with the activation's scalars in the second convolution.
-
-    Args:
-        mlp: The trained module.
-    """
-
-    def __init__(self, mlp: StarReluMlp) -> None:
-        super().__init__()
-        self.fc1 = mlp.fc1
-        self.weight = _constant(mlp.fc2.weight * mlp.act.scale)
-        self.bias = _constant(mlp.fc2.weight.sum((1, 2, 3)) * mlp.act.bias)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the MLP of each pixel, same shape."""
-        hidden = F.relu(self.fc1(x))
-        return F.conv2d(hidden * hidden, self.weight, self.bias)
+        y = z * self.even
+        if self.has_odd:
+            partners = z.index_select(2, self.row_partner).index_select(3, self.column_partner)
+            y = y + partners * self.odd
+        y = self.rows @ (y @ self.columns.t())
+        return y + x * self.base if self.has_base else y
 
 
 def fixed(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> nn.Module:
@@ -122,58 +81,59 @@ def fixed(model: nn.Module, size: tuple[int, int], in_chans: int = 3) -> nn.Modu
         The copy, in evaluation mode; its parameters are shared with no other module.
 
     Raises:
-        ConfigError: If the model was built with `spectral_impl: fft`, or the size is too small.
+        ConfigError: If the size is too small.
     """
-    for backbone in model.modules():
-        if isinstance(backbone, Backbone) and not backbone.channels_last:
-            raise invalid("spectral_impl", "fft", "'auto' (the same weights fit)")
     model = copy.deepcopy(model).eval()
+    filters = {n: m for n, m in model.named_modules() if isinstance(m, SpectralFilter)}
+    shapes: dict[str, torch.Size] = {}
+
+    def record(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shapes[name] = args[0].shape[-2:]
+
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(record, name))
+        for name, module in filters.items()
+    ]
     with torch.no_grad():
-        shapes = _shapes(model, torch.zeros(1, in_chans, *size))
-        for name, module in list(model.named_modules()):
-            build = _FORMS.get(type(module))
-            if build is not None:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, build(module, *shapes[name]))
+        model(torch.zeros(1, in_chans, *size))
+        for hook in hooks:
+            hook.remove()
+        for name, shape in shapes.items():
+            height, width = shape
+            gain = filters[name].gain(height, width).float()
+            model.set_submodule(name, FixedFilter(gain, width))
     return model.requires_grad_(False)
 
 
-def _shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Return height and width of the features that each module to be replaced sees."""
-    shapes: dict[str, tuple[int, int]] = {}
+def _split_gain(gain: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the even and the odd part of a gain, (C, H, W), on complete real bases.
 
-    def note(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        height, width = args[0].shape[-2:]
-        shapes[name] = (height, width)
-
-    handles = [
-        module.register_forward_pre_hook(functools.partial(note, name))
-        for name, module in model.named_modules()
-        if type(module) in _FORMS
-    ]
-    model(images)
-    for handle in handles:
-        handle.remove()
-    return shapes
+    Args:
+        gain: In the layout of a real FFT.
+        u: Frequencies of the basis along H.
+        v: Frequencies of the basis along W.
+    """
+    height = gain.shape[1]
+    rows, columns = u.long(), v.long()
+    positive = gain[:, rows][:, :, columns]
+    negative = gain[:, (-rows) % height][:, :, columns]
+    # -1 where both are cosines or both sines, 1 where they differ, 0 where one has no partner.
+    sign = torch.outer(_parity(u), _parity(v)).to(gain.dtype)
+    return (positive + negative) / 2, (negative - positive) / 2 * sign
 
 
-def _fixed_gates(gates: SpectralGates, height: int, width: int) -> nn.Module:
-    return gates if gates.radius is None else FixedGates(gates, height, width)
+def _parity(frequencies: Tensor) -> Tensor:
+    """Return 1 for each cosine that has a sine partner, -1 for each sine, 0 for the others."""
+    partners = _partners(frequencies)
+    return (partners - torch.arange(len(partners))).sign()
 
 
-_FORMS: dict[type[nn.Module], Callable[[Any, int, int], nn.Module]] = {
-    SpectralGates: _fixed_gates,
-    SpectralRescaling: FixedRescaling,
-    StarReluMlp: lambda mlp, *_: FixedMlp(mlp),
-}
+def _partners(frequencies: Tensor) -> Tensor:
+    """Return the index of the other function of each one's frequency, its own where it is alone."""
+    same = frequencies[:, None] == frequencies
+    others = same & ~torch.eye(len(same), dtype=torch.bool)
+    return torch.where(others.any(1, keepdim=True), others, same).int().argmax(1)
 
 
 def _constant(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().contiguous(), requires_grad=False)
-
-
-def _partners(n: int) -> Tensor:
-    """Return, for each function of a complete real basis of n points, the index of its partner."""
-    pairs = (n - 1) // 2
-    cosines, sines = range(1, pairs + 1), range(pairs + 1, 2 * pairs + 1)
-    return torch.tensor([0, *sines, *cosines, *range(2 * pairs + 1, n)])

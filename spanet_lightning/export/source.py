@@ -229,6 +229,8 @@ def _restored(
     weights: str,
     images: Mapping[str, Any],
 ) -> Source:
+    # The first version could compute the same function in several ways.
+    arguments = {k: v for k, v in arguments.items() if k != "spectral_impl"}
     accepted = inspect.signature(FAMILIES[family]).parameters
     unknown = sorted(set(arguments) - set(accepted))
     if unknown:
@@ -257,8 +259,7 @@ def _build(
     defaults = {
         name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
     }
-    # However it was computed in training, the function is the same.
-    arguments = {**defaults, **given, "spectral_impl": "auto"}
+    arguments = {**defaults, **given}
     plain: dict[str, Any] = {
         k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()
     }

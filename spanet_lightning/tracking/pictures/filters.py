@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.backbones.spanet import SpectralGates
-from spanet_lightning.backbones.spanetv2 import SpectralRescaling
+from spanet_lightning.backbones.metaformer import stage_sizes
+from spanet_lightning.backbones.spectral import SpectralFilter, SpectralPooling, full_gain
 from spanet_lightning.tracking.pictures import canvas, series
 from spanet_lightning.tracking.telemetry import has_whole_tensors
 
@@ -76,35 +76,20 @@ def draw(backbone: Backbone, moment: str, image_size: int = 224) -> Image.Image 
         image_size: Side in pixels of the images, for the size of V1's masks.
     """
     with torch.no_grad():
-        gains = _gains(backbone)
+        gains = _gains(backbone, image_size)
         if gains:
             return _draw_gains(gains, moment)
         masks = _masks(backbone, image_size)
         return _draw_masks(masks, moment) if masks else None
 
 
-def whole_plane(half: Float[Tensor, "h f"], width: int) -> Float[Tensor, "h {width}"]:
-    """Return a half spectrum as the whole plane, the zero frequency in the middle.
-
-    A real filter weights (u, v) and (-u, -v) alike.
-
-    Args:
-        half: Gains in the layout of a real FFT, F = W // 2 + 1 columns.
-        width: W, in pixels of the stage.
-    """
-    # Rows -u, columns -v; of an even width, -W/2 is W/2 itself.
-    mirrored = half.flip(0).roll(1, 0)[:, 1 : (width + 1) // 2].flip(1)
-    whole: Tensor = torch.fft.fftshift(torch.cat([half, mirrored], dim=1))
-    return whole
-
-
-def _stages(backbone: Backbone, kind: type[nn.Module]) -> dict[str, list[Any]]:
-    """Return the modules of a kind, by the stage that they are in."""
-    found: dict[str, list[Any]] = {}
-    for name, module in backbone.named_modules():
-        if isinstance(module, kind):
-            stage = int(name.split(".")[1]) if name.startswith("stages.") else 0
-            found.setdefault(f"stage {stage + 1}", []).append(module)
+def _stages(backbone: Backbone) -> dict[int, list[Any]]:
+    """Return the spectral filters, by the stage that they are in."""
+    found: dict[int, list[Any]] = {}
+    for i, stage in enumerate(backbone.stages):
+        filters = [module for module in stage.modules() if isinstance(module, SpectralFilter)]
+        if filters:
+            found[i] = filters
     return found
 
 
@@ -115,42 +100,39 @@ def _spread(count: int) -> list[int]:
     return [round(i * (count - 1) / (_MOST_BLOCKS - 1)) for i in range(_MOST_BLOCKS)]
 
 
-def _gains(backbone: Backbone) -> dict[str, list[Tile]]:
+def _gains(backbone: Backbone, image_size: int) -> dict[str, list[Tile]]:
     rows: dict[str, list[Tile]] = {}
-    for stage, filters in _stages(backbone, SpectralRescaling).items():
+    for stage, filters in _stages(backbone).items():
+        height, width = stage_sizes(image_size, image_size)[stage]
         for i in _spread(len(filters)):
-            logits = torch.cat(list(filters[i].logits)).detach().float().cpu()
-            alpha = filters[i].alpha
-            gain = torch.sigmoid(logits if alpha is None else alpha.detach().float().cpu() * logits)
-            # A half spectrum does not tell whether W was odd; stages are square, so H does.
-            width = 2 * (gain.shape[2] - 1) + gain.shape[1] % 2
-            plane = whole_plane(gain.mean(dim=0), width).numpy()
+            if isinstance(filters[i], SpectralPooling):
+                continue
+            gain = full_gain(filters[i].gain(height, width).float().cpu(), width)
+            plane = gain.mean(dim=0).numpy()
             # How much the channels of the block differ from each other.
             spread = float(gain.std(dim=0).mean()) if len(gain) > 1 else 0.0
             text = f"block {i + 1}\n{plane.mean():.3f} ± {spread:.3f}"
-            rows.setdefault(stage, []).append(Tile(plane, text))
+            rows.setdefault(f"stage {stage + 1}", []).append(Tile(plane, text))
     return rows
 
 
 def _masks(backbone: Backbone, image_size: int) -> dict[str, list[Tile]]:
     rows: dict[str, list[Tile]] = {}
-    strides = [int(info["reduction"]) for info in backbone.feature_info]
-    for stage, all_gates in _stages(backbone, SpectralGates).items():
-        first: SpectralGates = all_gates[0]
-        if first.radius is None:
-            continue
-        side = max(1, image_size // strides[int(stage.split()[1]) - 1])
-        norms = []
-        for gates in all_gates:
-            parts = gates.weight.detach().float().split([g.channels for g in gates.gates], dim=1)
-            norms.append([float(part.square().sum()) for part in parts])
+    for stage, filters in _stages(backbone).items():
+        height, width = stage_sizes(image_size, image_size)[stage]
+        first = filters[0]
+        all_gates = [block.mixer.gates for block in backbone.stages[stage].blocks]
+        norms = [
+            [float(part.square().sum()) for part in gates.weight.float().split(gates.sizes, dim=1)]
+            for gates in all_gates
+        ]
         shares = np.array(norms) / np.sum(norms, axis=1, keepdims=True)
-        for gate, share in enumerate(shares.mean(axis=0)):
-            mask = first.mask(gate, side, side).cpu().numpy()
+        masks = full_gain(first.gain(height, width), width).split(all_gates[0].sizes)
+        for balance, mask, share in zip(first.balance, masks, shares.mean(axis=0), strict=True):
             # Pillow's font has no λ.
-            balance = f"balance {first.gates[gate].low:.2g}, r {first.radius:g}"
-            text = f"{balance}\n{share:.1%} of weight"
-            rows.setdefault(stage, []).append(Tile(mask, text))
+            text = f"balance {balance:.2g}, r {first.radius:g}\n{share:.1%} of weight"
+            tile = Tile(mask[0].cpu().numpy(), text)
+            rows.setdefault(f"stage {stage + 1}", []).append(tile)
     return rows
 
 
