@@ -6,13 +6,16 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from spanet_lightning import SPANet, SPANetV2
+from spanet_lightning.backbones.spectral import SRF_GATES, SpectralFilter, SpectralRescaling
 from spanet_lightning.errors import ConfigError
 from tests.reference import mixers
 
@@ -157,11 +160,10 @@ def test_any_size_runs_and_leaves_no_trace_in_the_state(name, size):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-@pytest.mark.parametrize("impl", ["auto", "fft", "rfft", "real"])
 @pytest.mark.parametrize("name", TINY)
-def test_a_model_cast_to_bfloat16_runs_and_stays_near(name, impl):
+def test_a_model_cast_to_bfloat16_runs_and_stays_near(name):
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3, spectral_impl=impl).eval()
+    model = timm.create_model(name, num_classes=3).eval()
     x = torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         exact = model(x)
@@ -203,10 +205,10 @@ def randomised(module):
         {"spf": False},
         {"aggregation": "hadamard"},
         {"aggregation": "hadamard", "spf": False},
-        {"aggregation": "hadamard", "balance": (0.6, 0.9), "spectral_impl": "fft"},
+        {"aggregation": "hadamard", "balance": (0.6, 0.9)},
         {"kernel_size": 3, "radius": (4, 3, 2, 1.5)},
         {"balance": (0.6,)},
-        {"balance": (0.5, 0.6, 0.7, 0.8, 1.0), "spectral_impl": "fft"},
+        {"balance": (0.5, 0.6, 0.7, 0.8, 1.0)},
     ],
     ids=str,
 )
@@ -235,8 +237,6 @@ def test_v1_mixer_is_the_papers(size, knobs):
         {"srf_gate": "scaled_sigmoid"},
         {"kernel_sizes": (5, 3)},
         {"kernel_sizes": 7, "num_heads": 8},
-        {"spectral_impl": "fft"},
-        {"spectral_impl": "rfft"},
     ],
     ids=str,
 )
@@ -248,57 +248,206 @@ def test_v2_mixer_is_the_papers(size, knobs):
     assert torch.allclose(mixer(x), expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("impl", ["auto", "fft"])
 @pytest.mark.parametrize("kind", ["attention", "mixed"])
-def test_attention_is_the_papers(kind, impl):
-    model = SPANetV2("test", mixers=("spam", "spam", kind, kind), spectral_impl=impl)
+def test_attention_is_the_papers(kind):
+    model = SPANetV2("test", mixers=("spam", "spam", kind, kind))
     mixer = randomised(model.stages[2].blocks[0].mixer)
     x = features(64, (5, 7))
     assert torch.allclose(mixer(x), mixers.attention(x, mixer), atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("impl", ["auto", "fft"])
-def test_star_relu_folded_or_not_is_the_equation(impl, training):
-    mlp = randomised(SPANetV2("test", spectral_impl=impl).stages[0].blocks[0].mlp).train(training)
+def test_mlp_is_the_papers():
+    mlp = randomised(SPANetV2("test").stages[0].blocks[0].mlp)
     x = features(16, (4, 5))
     assert torch.allclose(mlp(x), mixers.star_relu_mlp(x, mlp), atol=1e-10, rtol=1e-10)
+
+
+# Submodules run, so that hooks, adapters, pruning and quantisation see every layer.
+
+
+def randomised_model(cls, **knobs):
+    """A tiny model in evaluation mode whose every parameter matters."""
+    torch.manual_seed(0)
+    model = cls("test", num_classes=3, **knobs)
     with torch.no_grad():
-        assert torch.allclose(mlp(x), mixers.star_relu_mlp(x, mlp), atol=1e-10, rtol=1e-10)
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return model.eval()
 
 
-@pytest.mark.parametrize("size", [(64, 64), (33, 47)])
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(
     ("cls", "knobs"),
     [
         (SPANet, {}),
-        (SPANet, {"aggregation": "hadamard", "branch_scale": "layer"}),
-        (SPANet, {"spf": False}),
+        (SPANet, {"aggregation": "hadamard", "branch_scale": "layer", "radius": (20, 9, 2, 1)}),
         (SPANetV2, {}),
-        (SPANetV2, {"head_layout": "concatenated", "srf_gate": "scaled_sigmoid"}),
-        (SPANetV2, {"srf": False, "branch_scale": "none"}),
-        (SPANetV2, {"mixers": ("spam", "spam", "mixed", "attention"), "kernel_sizes": (7, 3)}),
+        (SPANetV2, {"srf": False, "head_layout": "concatenated"}),
+        (SPANetV2, {"mixers": HYBRID, "srf_gate": "scaled_sigmoid"}),
+        (SPANetV2, {"mixers": ("sepconv", "pooling", "identity", "spam")}),
     ],
     ids=str,
 )
-def test_the_fast_network_has_the_literal_ones_outputs_and_gradients(cls, knobs, size):
-    """In training, so that whatever is recomputed in the backward pass takes part."""
-    torch.manual_seed(0)
-    fast = cls("test", num_classes=3, **knobs)
-    slow = cls("test", num_classes=3, spectral_impl="fft", **knobs)
-    slow.load_state_dict(fast.state_dict())
-    x = torch.randn(2, 3, *size)
-    results = []
-    for model in (fast, slow):
-        image = x.clone().requires_grad_()
-        y = model.double().train()(image.double())
-        y.square().sum().backward()
-        results.append([y, image.grad, *(p.grad for p in model.parameters())])
-    for a, b in zip(*results, strict=True):
-        assert (a - b).norm() <= 1e-9 * b.norm() + 1e-12
+def test_each_leaf_runs_once_and_a_hook_keeps_what_it_returned(cls, knobs, grad):
+    model = randomised_model(cls, **knobs)
+    leaves = {
+        name: module
+        for name, module in model.named_modules()
+        if not list(module.children())
+        or isinstance(module, SpectralRescaling)  # its logits are in a list, a module to torch
+    }
+    leaves = {n: m for n, m in leaves.items() if not isinstance(m, torch.nn.ParameterList)}
+    calls = []
+    for name, module in leaves.items():
+        module.register_forward_hook(lambda _, args, out, n=name: calls.append((n, args, out)))
+    with torch.set_grad_enabled(grad):
+        model(torch.randn(2, 3, 96, 96))
+    assert sorted(name for name, *_ in calls) == sorted(leaves)
+    for name, args, out in calls:
+        leaves[name]._forward_hooks.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(leaves[name](*args), out.detach(), msg=name)
+    # Beside leaves, only StarReLU has parameters of its own: no layer is left unseen.
+    owners = {n for n, m in model.named_modules() if list(m.parameters(recurse=False))}
+    unseen = {type(model.get_submodule(n)).__name__ for n in owners - set(leaves)}
+    assert unseen <= {"StarReLU", "ParameterList"}
+
+
+@pytest.mark.parametrize("knobs", [{}, {"mixers": HYBRID}])
+@pytest.mark.parametrize("cls", [SPANet, SPANetV2])
+def test_weights_written_through_data_take_effect(cls, knobs):
+    """As Lightning's EMAWeightAveraging swaps the averaged weights in."""
+    if cls is SPANet and knobs:
+        return
+    model, other = randomised_model(cls, **knobs), randomised_model(cls, **knobs)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.8)
+        before = model(x)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            p.data.copy_(q.data)
+        assert not torch.allclose(model(x), before)
+        assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize("cls", [SPANet, SPANetV2])
+def test_each_convolution_can_be_pruned_and_linear_layers_quantised(cls):
+    from torch.nn.utils import prune
+
+    model = randomised_model(cls)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for module in [
+            m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
+        ]:
+            before, weight = model(x), module.weight.clone()
+            prune.ln_structured(module, "weight", amount=0.5, n=1, dim=0)
+            assert not torch.equal(model(x), before), module
+            prune.remove(module, "weight")
+            module.weight.copy_(weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about itself
+            small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+        assert [m for m in small.modules() if "quantized" in type(m).__module__]
+        assert not torch.equal(small(x), model(x))
+
+
+@pytest.mark.parametrize("cls", [SPANet, SPANetV2])
+def test_lora_adapts_every_linear_layer_and_1x1_convolution(cls):
+    peft = pytest.importorskip("peft")
+    model = randomised_model(cls)
+    targets = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear)
+        or (isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1) and m.groups == 1)
+    ]
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets)).eval()
+        torch.testing.assert_close(adapted(x), expected)
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:
+                before = adapted(x)
+                p.fill_(0.1)
+                assert not torch.equal(adapted(x), before), name
 
 
 # The ablation knobs.
+
+
+@pytest.mark.parametrize("size", [50, 97, (33, 180)])
+def test_srf_logits_are_stored_at_the_size_of_the_features(size):
+    model = SPANetV2("test", img_size=size, num_classes=3)
+    image = torch.randn(1, 3, *(size if isinstance(size, tuple) else (size, size)))
+    for stage, x in zip(model.stages, model.forward_intermediates(image)[1], strict=True):
+        logits = stage.blocks[0].mixer.srf.logits[0]
+        assert logits.shape[1:] == (x.shape[2], x.shape[3] // 2 + 1)
+
+
+def test_only_the_mixer_differs_between_the_arms_of_a_metaformer():
+    """SPANetV2's Figures 3 and 4; PoolFormer's mixer is avg_pool(x) - x, ConvFormer's SepConv."""
+    shared = None
+    x = torch.randn(1, 16, 6, 5)
+    for kind in ("spam", "sepconv", "pooling", "identity"):
+        model = SPANetV2("test", mixers=(kind,) * 4, num_classes=3).eval()
+        names = {k for k, _ in model.named_parameters() if ".mixer." not in k}
+        shared = shared or names
+        assert names == shared
+        assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+        mixer = model.stages[0].blocks[0].mixer
+        if kind == "pooling":
+            ones = torch.ones(1, 1, 3, 3)
+            sums = torch.nn.functional.conv2d(x.transpose(0, 1), ones, padding=1).transpose(0, 1)
+            counts = torch.nn.functional.conv2d(torch.ones(1, 1, 6, 5), ones, padding=1)
+            torch.testing.assert_close(mixer(x), sums / counts - x)
+        if kind == "sepconv":
+            shapes = {n: tuple(p.shape) for n, p in mixer.named_parameters()}
+            assert shapes["pwconv1.weight"] == (32, 16, 1, 1)
+            assert shapes["dwconv.weight"] == (32, 1, 7, 7)
+        if kind == "identity":
+            assert torch.equal(mixer(x), x)
+
+
+class GaussianFilter(SpectralFilter):
+    """exp(-(u² + v²) / 2σ²) with one learned width σ a head, in cycles per side."""
+
+    def __init__(self, channels, heads, size):
+        super().__init__()
+        self.channels = channels
+        self.width = torch.nn.Parameter(torch.linspace(1, 4, heads))
+
+    def gain(self, height, width):
+        device = self.width.device
+        u = torch.fft.fftfreq(height, 1 / height, device=device)[:, None]
+        squared = u**2 + torch.fft.rfftfreq(width, 1 / width, device=device) ** 2
+        sigma = self.width.repeat_interleave(self.channels // len(self.width))
+        return (-squared / (2 * sigma[:, None, None] ** 2)).exp()
+
+
+def test_a_third_spectral_gate_is_one_class_trained_exported_costed_and_drawn(monkeypatch):
+    from spanet_lightning.analysis import filters, models
+    from spanet_lightning.cost import model_cost
+    from spanet_lightning.export.fixed import fixed
+    from spanet_lightning.tracking.pictures import filters as pictures
+
+    monkeypatch.setitem(SRF_GATES, "gaussian", GaussianFilter)
+    model = randomised_model(SPANetV2, srf_gate="gaussian", img_size=64)
+    x = torch.randn(2, 3, 64, 64)
+    model(x).sum().backward()
+    assert all(p.grad.any() for n, p in model.named_parameters() if "srf" in n)
+    with torch.no_grad():
+        exported = fixed(model, (64, 64))
+        assert not [m for m in exported.modules() if isinstance(m, SpectralFilter)]
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+    assert model_cost(model, 64).spectral_macs == model_cost(SPANetV2("test"), 64).spectral_macs
+    subject = models.Subject("x", model, (0.5,) * 3, (0.5,) * 3, None, 1, False)
+    shown = filters.filters(subject, 64)
+    sigma = model.stages[0].blocks[0].mixer.srf.width[0].item()
+    assert shown[0].gain[8, 9] == pytest.approx(np.exp(-1 / (2 * sigma**2)))
+    assert pictures.draw(model, "now", 64) is not None
 
 
 def test_variant_rows_can_be_overridden():
@@ -366,7 +515,6 @@ def test_head_dropout_is_really_applied():
         (SPANetV2, {"mixers": ("mixed",) * 4}, ("dims", "32")),
         (SPANetV2, {"head_layout": "concat"}, ("head_layout", "did you mean 'concatenated'?")),
         (SPANetV2, {"srf_gate": "tanh"}, ("srf_gate", "'tanh'", "'scaled_sigmoid'")),
-        (SPANetV2, {"spectral_impl": "dct"}, ("spectral_impl", "'dct'", "'auto'")),
         (SPANetV2, {"branch_scale": "both"}, ("branch_scale", "'both'", "'layer'")),
     ],
     ids=lambda v: v.__name__ if isinstance(v, type) else str(v)[:40],
@@ -415,25 +563,21 @@ from spanet_lightning import SPANet, SPANetV2
 hybrid = ("spam", "spam", "mixed", "attention")
 for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
               SPANetV2("test", num_classes=3, mixers=hybrid)):
-    for size in (64, 224):  # 224: a stage of 56 px, where "auto" otherwise takes the FFT
-        model.eval()
-        exported = torch.export.export(
-            model,
-            (torch.randn(2, 3, size, size),),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-        graphs = [m.graph for m in exported.graph_module.modules() if hasattr(m, "graph")]
-        nodes = [n for graph in graphs for n in graph.nodes]
-        assert not [n for n in nodes if "fft" in str(n.target)], "FFT operators in the graph"
-        for batch in (1, 2, 7):
-            x = torch.randn(batch, 3, size, size)
-            torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
+    model.eval()
+    exported = torch.export.export(
+        model,
+        (torch.randn(2, 3, 64, 64),),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 3, 64, 64)
+        torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
 print("exported")
 """
 
 
 @pytest.mark.parametrize(("code", "word"), [(COMPILE, "compiled"), (EXPORT, "exported")])
-def test_compile_has_no_graph_break_and_export_no_fft_for_any_batch(code, word):
+def test_compile_without_graph_breaks_and_export_for_any_batch(code, word):
     """In a process of its own: the shape checks of this test run are not part of the models."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == word, done.stderr[-2000:]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from spanet_lightning import SPANet, SPANetV2, export, load_official
-from spanet_lightning.errors import ConfigError
 from spanet_lightning.export.fixed import fixed
 
 # What changes the graph: each ablation knob at another value than the default.
@@ -28,7 +27,6 @@ V1 = {
     "wide": {"radius": [3.5, 20, 0, 1]},
     "no spf": {"spf": False},
     "layer scale": {"branch_scale": "layer"},
-    "rfft": {"spectral_impl": "rfft"},
 }
 V2 = {
     "default": {},
@@ -38,7 +36,6 @@ V2 = {
     "no srf": {"srf": False},
     "two heads": {"kernel_sizes": 5, "num_heads": 2},
     "layer scale": {"branch_scale": "layer"},
-    "rfft": {"spectral_impl": "rfft"},
 }
 TINY = [("SPANet", name) for name in V1] + [("SPANetV2", name) for name in V2]
 # Several knobs in one graph: an export takes seconds.
@@ -211,12 +208,6 @@ def test_outputs_that_are_not_finite_do_not_agree(monkeypatch):
     monkeypatch.setattr("onnx.checker.check_model", lambda *_, **__: None)
     difference, _ = export.compare(build(SPANet), "model.onnx", [(1, 3, 64, 64)])
     assert difference == float("inf")
-
-
-def test_literal_networks_are_exported_by_their_weights():
-    literal = SPANetV2("test", num_classes=10, img_size=64, spectral_impl="fft")
-    with pytest.raises(ConfigError, match=r"spectral_impl: got 'fft', expected 'auto'"):
-        fixed(literal, (64, 64))
 
 
 @pytest.mark.parametrize("name", ["test_spanet", "test_spanetv2"])

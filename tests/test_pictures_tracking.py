@@ -121,19 +121,8 @@ def test_pictures_of_one_image_or_none_too_many():
     assert large.height > 2 * small.height - 100
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 7), (6, 9), (5, 8)])
-def test_the_whole_plane_is_what_a_full_fft_would_be_weighted_by(size: tuple[int, int]):
-    height, width = size
-    torch.manual_seed(0)
-    # The gains of a real filter, which a half spectrum tells in whole.
-    kernel = torch.rand(height, width)
-    full = torch.fft.fft2(kernel).abs()
-    half = torch.fft.rfft2(kernel).abs()
-    torch.testing.assert_close(filters.whole_plane(half, width), torch.fft.fftshift(full))
-
-
 def test_every_filter_of_both_generations_is_drawn():
-    v2 = filters._gains(SPANetV2("test", img_size=64))
+    v2 = filters._gains(SPANetV2("test", img_size=64), 64)
     assert {stage: len(row) for stage, row in v2.items()} == {
         "stage 1": 1,
         "stage 2": 1,
@@ -148,7 +137,7 @@ def test_every_filter_of_both_generations_is_drawn():
         assert sum(shares) == pytest.approx(100, abs=0.2)
     # λ inside, at zero frequency.
     assert float(v1["stage 1"][0].values[28, 28]) == pytest.approx(0.7)
-    many = filters._gains(SPANetV2("test", depths=(1, 1, 12, 1), img_size=64))
+    many = filters._gains(SPANetV2("test", depths=(1, 1, 12, 1), img_size=64), 64)
     assert [tile.text.split("\n")[0] for tile in many["stage 3"]][-1] == "block 12"
     assert len(many["stage 3"]) == 8
 

@@ -173,9 +173,7 @@ def context_maps(subject: Subject, image: Float[Tensor, "1 3 h w"]) -> ContextMa
     return ContextMaps(subject.label, tuple(sums), maps)
 
 
-def _keep(
-    sums: dict[int, list[Tensor]], stage: int
-) -> Callable[[nn.Module, object, Tensor], None]:
+def _keep(sums: dict[int, list[Tensor]], stage: int) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(_: nn.Module, __: object, context: Tensor) -> None:
         sums.setdefault(stage, []).append(context.detach()[0].abs().mean(0))
 

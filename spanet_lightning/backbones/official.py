@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from spanet_lightning.backbones import checkpoint_file
 from spanet_lightning.backbones.checkpoint_file import StandIn, StoredTensor
 from spanet_lightning.backbones.metaformer import Backbone
-from spanet_lightning.backbones.spectral import resize_logits
+from spanet_lightning.backbones.spectral import SpectralPooling, full_gain, resize_logits
 from spanet_lightning.errors import CheckpointError, invalid, invalid_choice
 from spanet_lightning.remote import download, is_address
 
@@ -783,15 +783,17 @@ def _check_masks(model: Backbone, translated: Translated) -> dict[str, str]:
     reasons = {}
     for where, (source, mask) in translated.masks.items():
         path, gate = where.split("@")
-        gates: Any = model.get_submodule(path)
-        if gates.radius is None:
+        mixer: Any = model.get_submodule(path.rpartition(".")[0])
+        if not isinstance(mixer.spf, SpectralPooling):
             reasons[source] = "frozen SPF mask; this model is built with spf off"
             continue
-        expected = gates.mask(int(gate), *mask.shape[-2:])
-        if not torch.allclose(mask.float().squeeze(0), expected, atol=1e-6):
+        height, width = mask.shape[-2:]
+        full = full_gain(mixer.spf.gain(height, width), width)
+        expected = torch.split(full, mixer.gates.sizes)[int(gate)][0]
+        if not torch.allclose(mask.double().squeeze(0), expected, atol=1e-6):
             raise CheckpointError(
-                f"{translated.name}: the mask {source!r} differs from the model's: "
-                f"radius={gates.radius}, gates={gates.gates} are not the checkpoint's"
+                f"{translated.name}: the mask {source!r} differs from the model's: {mixer.spf} is "
+                "not the checkpoint's"
             )
         reasons[source] = "frozen SPF mask; equal to the one the model builds for each size"
     return reasons

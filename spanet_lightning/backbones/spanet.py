@@ -60,34 +60,58 @@ VARIANTS: dict[str, SPANetRow] = {
 class SpectralGates(nn.Conv2d):
     """The context: the 1×1 convolutions of all gates, each over its chunk of channels (Eq. 19).
 
-    Their sum is one convolution over all channels, hence one weight.
+    Their sum is one convolution over all channels, hence one weight. The constructor takes what
+    `nn.Conv2d` does, because adapters (LoRA) build their layers from the type of ours.
 
     Args:
-        channels: Number of channels C, chunked as `torch.chunk` does.
+        in_channels: Channels in, chunked as `torch.chunk` does.
+        out_channels: Channels out.
+        kernel_size: In pixels.
+        stride: In pixels.
+        padding: In pixels.
+        bias: Whether each gate has a bias, as in the official code. One bias would compute the
+            same, but learn at another rate.
         gates: Number of gates.
         aggregation: Whether the context is the sum or the product of what the gates return.
     """
 
-    def __init__(self, channels: int, gates: int, aggregation: Aggregation) -> None:
-        super().__init__(channels, channels, 1, device="meta")  # initialised below
-        self.aggregation: Aggregation = aggregation
-        self.sizes = chunk_sizes(channels, gates)
-        self.weight = nn.Parameter(torch.empty(channels, channels, 1, 1))
-        # One row a gate: the official gates have a bias each. One bias would compute the same, but
-        # learn at another rate.
-        self.bias = nn.Parameter(torch.empty(gates, channels))
-        # Each gate's columns and bias as a convolution over its chunk alone would be.
-        for columns, row in zip(self.weight.split(self.sizes, 1), self.bias, strict=True):
-            nn.init.uniform_(columns, -(columns.shape[1] ** -0.5), columns.shape[1] ** -0.5)
-            nn.init.uniform_(row, -(columns.shape[1] ** -0.5), columns.shape[1] ** -0.5)
+    bias: nn.Parameter | None
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the context of filtered features, same shape."""
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        *,
+        bias: bool = True,
+        gates: int = 1,
+        aggregation: Aggregation = "add",
+    ) -> None:
+        # On the meta device: not initialised twice.
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, bias=bias, device="meta"
+        )
+        self.aggregation: Aggregation = aggregation
+        self.sizes = chunk_sizes(in_channels, gates)
+        self.weight = nn.Parameter(torch.empty(self.weight.shape))
+        self.bias = nn.Parameter(torch.empty(gates, out_channels)) if bias else None
+        # Each gate's columns and bias as those of a convolution over its chunk alone.
+        for i, columns in enumerate(torch.split(self.weight.detach(), self.sizes, 1)):
+            bound = columns[0].numel() ** -0.5
+            columns.uniform_(-bound, bound)
+            if self.bias is not None:
+                self.bias.detach()[i].uniform_(-bound, bound)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """Return the context of filtered features."""
         if self.aggregation == "add":
-            return F.conv2d(x, self.weight, self.bias.sum(0))
-        chunks, weights = x.split(self.sizes, 1), self.weight.split(self.sizes, 1)
-        contexts = map(F.conv2d, chunks, weights, self.bias)
-        return functools.reduce(torch.mul, contexts)
+            bias = None if self.bias is None else self.bias.sum(0)
+            return F.conv2d(x, self.weight, bias, self.stride, self.padding)
+        chunks, weights = torch.split(x, self.sizes, 1), torch.split(self.weight, self.sizes, 1)
+        biases = [None] * len(chunks) if self.bias is None else self.bias
+        return functools.reduce(torch.mul, map(F.conv2d, chunks, weights, biases))
 
 
 class SPAM(nn.Module):
@@ -197,7 +221,7 @@ class SPANet(Backbone):
 
         def mixer(stage: int, dim: int) -> nn.Module:
             pooling = SpectralPooling(dim, radius[stage], balance, ring) if spf else nn.Identity()
-            gates = SpectralGates(dim, len(balance), aggregation)
+            gates = SpectralGates(dim, dim, gates=len(balance), aggregation=aggregation)
             return SPAM(dim, kernel_size, pooling, gates)
 
         def mlp(dim: int) -> nn.Module:

@@ -127,7 +127,8 @@ class SPAM(nn.Module):
 
 def _interleave(x: Float[Tensor, "b c h w"], heads: int) -> Float[Tensor, "b c h w"]:
     """Reorder channels from head after head to channel after channel (a channel shuffle)."""
-    x_BNGHW = x.unflatten(1, (heads, x.shape[1] // heads))
+    batch, channels, height, width = x.shape
+    x_BNGHW = x.reshape(batch, heads, channels // heads, height, width)
     return x_BNGHW.transpose(1, 2).flatten(1, 2)
 
 
@@ -258,10 +259,6 @@ class SPANetV2(Backbone):
         def mlp(dim: int) -> nn.Module:
             return Mlp(dim, int(dim * mlp_ratio), act_layer=StarReLU, bias=False, use_conv=True)
 
-        def head(features: int, num_classes: int) -> nn.Module:
-            head = MlpHead(features, num_classes, norm_layer=nn.LayerNorm, drop_rate=drop_rate)
-            return head.apply(init_trunc_normal)
-
         norm = partial(LayerNorm2d, bias=False)
         super().__init__(
             depths=validate.per_stage_ints("depths", row.depths if depths is None else depths),
@@ -275,7 +272,7 @@ class SPANetV2(Backbone):
             block_norm=norm,
             downsample_norm=norm,
             final_norm=nn.LayerNorm(dims[-1], eps=1e-6),
-            head=head,
+            head=partial(_mlp_head, drop_rate=drop_rate),
         )
         self.apply(init_trunc_normal)
 
@@ -283,6 +280,11 @@ class SPANetV2(Backbone):
         """Average over space, then normalise over channels."""
         pooled: Tensor = self.norm(x.mean((2, 3)))
         return pooled
+
+
+def _mlp_head(features: int, num_classes: int, drop_rate: float) -> nn.Module:
+    head = MlpHead(features, num_classes, norm_layer=nn.LayerNorm, drop_rate=drop_rate)
+    return head.apply(init_trunc_normal)
 
 
 def _head_kernels(kernel_sizes: int | Sequence[int], num_heads: int | None) -> tuple[int, ...]:

@@ -46,6 +46,7 @@ class FixedFilter(nn.Module):
         even, odd = _split_gain(gain, u, v)
         base = even[:, -1:, -1:]
         deviates = ((even != base) | (odd != 0)).any(0)
+        deviates[0, 0] = True  # no empty matrices where the gain is constant
         if deviates.float().mean() > 0.5:  # nothing to leave out
             base, deviates = torch.zeros_like(base), torch.ones_like(deviates)
         kept_rows, kept_columns = (deviates.any(dim).nonzero()[:, 0] for dim in (1, 0))

@@ -78,7 +78,7 @@ def spam_v2(x: Tensor, mixer: nn.Module, *, head_layout: str) -> Tensor:
             logits = F.interpolate(
                 logits[None], (height, width // 2 + 1), mode="bicubic", align_corners=True
             )[0]
-        alpha = 1.0 if mixer.srf.alpha is None else mixer.srf.alpha.item()
+        alpha = getattr(mixer.srf, "alpha", 1.0)
         filtered.append(filters.srf(local, logits, alpha))
     if head_layout == "interleaved":
         order = [(h, j) for j in range(channels // heads) for h in range(heads)]

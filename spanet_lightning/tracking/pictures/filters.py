@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
-from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.backbones.metaformer import stage_sizes
@@ -107,7 +105,7 @@ def _gains(backbone: Backbone, image_size: int) -> dict[str, list[Tile]]:
         for i in _spread(len(filters)):
             if isinstance(filters[i], SpectralPooling):
                 continue
-            gain = full_gain(filters[i].gain(height, width).float().cpu(), width)
+            gain = full_gain(filters[i].gain(height, width).detach().float().cpu(), width)
             plane = gain.mean(dim=0).numpy()
             # How much the channels of the block differ from each other.
             spread = float(gain.std(dim=0).mean()) if len(gain) > 1 else 0.0
@@ -121,13 +119,17 @@ def _masks(backbone: Backbone, image_size: int) -> dict[str, list[Tile]]:
     for stage, filters in _stages(backbone).items():
         height, width = stage_sizes(image_size, image_size)[stage]
         first = filters[0]
-        all_gates = [block.mixer.gates for block in backbone.stages[stage].blocks]
+        blocks: Any = backbone.stages[stage].blocks
+        all_gates = [block.mixer.gates for block in blocks]
         norms = [
-            [float(part.square().sum()) for part in gates.weight.float().split(gates.sizes, dim=1)]
+            [
+                float(part.square().sum())
+                for part in torch.split(gates.weight.float(), gates.sizes, 1)
+            ]
             for gates in all_gates
         ]
         shares = np.array(norms) / np.sum(norms, axis=1, keepdims=True)
-        masks = full_gain(first.gain(height, width), width).split(all_gates[0].sizes)
+        masks = torch.split(full_gain(first.gain(height, width), width), all_gates[0].sizes)
         for balance, mask, share in zip(first.balance, masks, shares.mean(axis=0), strict=True):
             # Pillow's font has no λ.
             text = f"balance {balance:.2g}, r {first.radius:g}\n{share:.1%} of weight"
