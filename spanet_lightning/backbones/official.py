@@ -155,31 +155,29 @@ def accept_checkpoints(model: nn.Module) -> None:
     Args:
         model: What timm built: a backbone, or its feature model around one.
     """
+    model.register_load_state_dict_pre_hook(_translate_names)  # type: ignore[no-untyped-call]
 
-    def translate_names(
-        module: nn.Module, state: dict[str, Any], prefix: str, _: Any, strict: bool, *__: Any
-    ) -> None:
-        own = module.state_dict()
-        if prefix or {k: v.shape for k, v in own.items()} == {
-            k: getattr(v, "shape", None) for k, v in state.items()
-        }:
-            return
-        backbone = _unwrapped(module)
-        name = "" if backbone is module else "model."
-        try:
-            tensors, report = _fit(
-                cast("Backbone", backbone), translate(_select("checkpoint", state))
-            )
-        except CheckpointError:
-            if strict:
-                raise
-            return
-        if report.missing:
-            _logger.warning("%s", report)
-        state.clear()
-        state.update(own | {f"{name}{key}": value for key, value in tensors.items()})
 
-    model.register_load_state_dict_pre_hook(translate_names)  # type: ignore[no-untyped-call]
+def _translate_names(
+    module: nn.Module, state: dict[str, Any], prefix: str, _: Any, strict: bool, *__: Any
+) -> None:
+    own = module.state_dict()
+    if prefix or {k: v.shape for k, v in own.items()} == {
+        k: getattr(v, "shape", None) for k, v in state.items()
+    }:
+        return
+    backbone = _unwrapped(module)
+    name = "" if backbone is module else "model."
+    try:
+        tensors, report = _fit(cast("Backbone", backbone), translate(_select("checkpoint", state)))
+    except CheckpointError:
+        if strict:
+            raise
+        return
+    if report.missing:
+        _logger.warning("%s", report)
+    state.clear()
+    state.update(own | {f"{name}{key}": value for key, value in tensors.items()})
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

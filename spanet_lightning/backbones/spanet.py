@@ -69,6 +69,7 @@ class SpectralGates(nn.Conv2d):
         kernel_size: In pixels.
         stride: In pixels.
         padding: In pixels.
+        groups: 1 alone.
         bias: Whether each gate has a bias, as in the official code. One bias would compute the
             same, but learn at another rate.
         gates: Number of gates.
@@ -85,13 +86,21 @@ class SpectralGates(nn.Conv2d):
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
         *,
+        groups: int = 1,
         bias: bool = True,
         gates: int = 1,
         aggregation: Aggregation = "add",
     ) -> None:
         # On the meta device: not initialised twice.
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, bias=bias, device="meta"
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            groups=groups,
+            bias=bias,
+            device="meta",
         )
         self.aggregation: Aggregation = aggregation
         self.sizes = chunk_sizes(in_channels, gates)

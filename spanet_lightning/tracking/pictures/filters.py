@@ -124,7 +124,7 @@ def _masks(backbone: Backbone, image_size: int) -> dict[str, list[Tile]]:
         norms = [
             [
                 float(part.square().sum())
-                for part in torch.split(gates.weight.float(), gates.sizes, 1)
+                for part in torch.split(gates.weight.detach().float(), gates.sizes, 1)
             ]
             for gates in all_gates
         ]
