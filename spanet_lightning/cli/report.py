@@ -1,8 +1,6 @@
-"""Write the report of a study: Markdown, a page of HTML that opens offline, CSV, JSON, figures.
+"""Write the report of a study: HTML, Markdown, LaTeX tables, CSV, JSON and figures.
 
-It is made from the storage alone, and of the same trials it is the same, byte for byte; --analysis
-reads the checkpoints of the trials as well. A trial that was deleted or changed since it ended is
-refused by name.
+It is made from the study's storage; --analysis reads the checkpoints of the trials as well.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from spanet_lightning.errors import ConfigError
+from spanet_lightning.errors import ConfigError, invalid_choice
 from spanet_lightning.summary import show
 
 if TYPE_CHECKING:
@@ -34,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="where to write (default: reports/STUDY)"
     )
+    text = "write only these of html, markdown, latex (default: all); CSV, JSON and figures always"
+    parser.add_argument("--format", metavar="A,B", help=text)
     text = "add the spectra of features of each arm's best checkpoint"
     parser.add_argument("--analysis", action="store_true", help=text)
     text = "photographs for --analysis: files or folders (default: two of scikit-learn's)"
@@ -41,15 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the files and tell the verdict.
+    """Write the files and print the verdict.
 
     Raises:
-        ConfigError: If the study can't be read, was tampered with, or can't be written.
+        ConfigError: If the study can't be read, or the report can't be written.
     """
-    from spanet_lightning.sweep import storage
-    from spanet_lightning.sweep.report import build, png
-    from spanet_lightning.sweep.report.gather import gather
+    from dataclasses import replace
 
+    from spanet_lightning.report import build
+    from spanet_lightning.report.results import load_results
+    from spanet_lightning.sweep import storage
+
+    formats = _formats(args.format, list(build.FORMATS))
     name, file_definition = _named(args.study)
     stored = storage.load(args.storage or storage.DEFAULT_URL, name)
     study = storage.definition_of(stored)
@@ -66,40 +69,40 @@ def run(args: argparse.Namespace) -> None:
             )
         study = with_free_keys(study, file_definition)
     if args.images and not args.analysis:
-        raise ConfigError("--images: are those of --analysis, which is not given")
-    found = gather(stored, study)
+        raise ConfigError("--images: requires --analysis")
+    results = load_results(stored, study)
     folder = Path(args.output) if args.output else Path("reports") / name
-    told = build.document(found)
-    more: Mapping[str, bytes] = {}
+    report = build.build_report(results)
+    spectra: Mapping[str, bytes] = {}
     if args.analysis:
-        from spanet_lightning.sweep.report.spectral import spectra
+        from spanet_lightning.report.spectra import measure_spectra
 
-        spectral = spectra(found, args.images or ["sample"])
-        told, more = spectral.added_to(told), spectral.files
-    made = {**build.files(found, told), **more}
-    build.write(folder, made)
-    figures = "SVG" if not png.available() else "SVG, PNG"
+        section, spectra = measure_spectra(results, args.images or ["sample"])
+        report = replace(report, sections=[*report.sections, section])
+    files = {**build.report_files(results, report, formats), **spectra}
+    build.write_files(folder, files)
+    texts = [build.FORMATS[name] for name in formats]
+    data = [file for file in files if file.endswith(("json", "csv")) and "/" not in file]
     show(
-        _plain(study.question),
+        escape(study.question),
         {
-            "verdict": _plain(told.verdict),
-            "note": _plain("\n".join(told.warnings)) or None,
-            "page": str(folder / "report.html"),
-            "text": str(folder / "report.md"),
-            "data": ", ".join(str(folder / one) for one in made if one.endswith(("json", "csv"))),
-            "figures": f"{folder / 'figures'} ({figures})",
-            "no PNG": (
-                None
-                if png.available()
-                else "needs matplotlib: pip install 'spanet-lightning[plots]'"
-            ),
+            "verdict": escape(report.verdict),
+            "note": escape("\n".join(report.warnings)) or None,
+            "report": ", ".join(str(folder / file) for file in texts),
+            "data": ", ".join(str(folder / file) for file in data),
+            "figures": str(folder / "figures") if report.figures else None,
         },
     )
 
 
-def _plain(text: str) -> str:
-    """Return a text of the report for a terminal, where asterisks and brackets are themselves."""
-    return escape(text.replace("**", ""))
+def _formats(given: str | None, known: list[str]) -> list[str]:
+    if given is None:
+        return known
+    chosen = [name.strip() for name in given.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise invalid_choice("--format", name, known)
+    return chosen
 
 
 def _named(given: str) -> tuple[str, Study | None]:

@@ -32,11 +32,14 @@ class Objective:
         metric: Name that the run logs, such as `val/top1`, or one of `COSTS`.
         goal: Whether more or less of it is better.
         at: Its value at the best epoch (by the first objective) or at the last one.
+        margin: Differences below it do not matter, in units of the metric: arms within ±margin of
+            the control may be called equivalent. None claims no equivalence.
     """
 
     metric: str
     goal: Goal = "max"
     at: At = "best"
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,9 @@ class Study:
         kind = "ablation" if self.is_ablation else "search"
         plain: dict[str, Any] = json.loads(json.dumps({**asdict(self), "kind": kind}))
         del plain["where"]
+        for objective in plain["objectives"]:
+            if objective["margin"] is None:
+                del objective["margin"]  # as studies were stored before there were margins
         return plain
 
     def digest(self) -> str:

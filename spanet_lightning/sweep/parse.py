@@ -160,7 +160,7 @@ def _objectives(root: Section, where: dict[str, str]) -> tuple[Objective, ...]:
     found = []
     for i, child in enumerate(nodes):
         name = f"objective[{i}]" if is_list else "objective"
-        section = Section(child, name, ("metric", "goal", "at"))
+        section = Section(child, name, ("metric", "goal", "at", "margin"))
         metric = section.text("metric")
         at = section.at("metric")
         where[f"objective/{metric}"] = section.children["metric"].where
@@ -176,6 +176,7 @@ def _objectives(root: Section, where: dict[str, str]) -> tuple[Objective, ...]:
                 metric,
                 section.choice("goal", get_args(Goal)),
                 section.choice("at", get_args(At), "best"),
+                section.number("margin", None, 0),
             )
         )
     names = [objective.metric for objective in found]

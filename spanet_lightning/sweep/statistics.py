@@ -1,71 +1,55 @@
-"""What seeds can tell: paired differences, their intervals, exact tests, and when to say nothing.
+"""Paired comparisons of arms with a control over seeds, their tests, and the seeds they need.
 
-Arms are trained with the same seeds, so each seed gives one difference to the control, free of what
-the seed does to both. Everything here is about the mean of these differences:
+Every arm is trained with the same seeds, so each seed gives one difference to the control, free of
+what the seed does to both. All statements are about the mean of these differences:
 
-* `interval`: a studentised (bootstrap-t) interval from `LEAST_BOOTSTRAP` seeds on. It covers the
-  true mean in 93 to 96 % of cases, normal or skewed; the usual percentile bootstrap covers it in
-  80 to 83 % at five seeds (tests/test_sweep_statistics.py counts). Of fewer seeds, a resample
-  repeats a single difference too often; their interval is Student's, which is only right where
-  differences are normal, and is marked as such.
-* `sign_flip`: the exact permutation test. Without an effect, each difference could as well have had
-  the other sign: p is the share of all assignments of signs whose mean is at least as far from 0.
-* `holm`: several arms are several chances to be fooled; Holm's correction keeps the chance of *any*
-  false claim at `ALPHA`.
+- *better, worse*: exact two-sided sign-flip permutation test. Without an effect, each difference
+  could as well have had the opposite sign.
+- *equivalent*: two one-sided t-tests (TOST; Schuirmann, 1987) against a margin ±δ that was stated
+  before the first trial.
+- *undecided*: neither, with the number of seeds that the observed spread asks for.
 
-Nothing is random that need not be: resamples and flips are enumerated where there are few enough,
-and drawn with a fixed seed otherwise.
+Both families of tests are corrected by Holm's method for the number of arms, so that the chance of
+any false "better" or "worse", and of any false "equivalent", is at most `ALPHA` per study.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations_with_replacement
+from itertools import product
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 from spanet_lightning.errors import ConfigError
 
-Vector = npt.NDArray[np.float64]
-Verdict = Literal["better", "worse", "inconclusive"]
-Method = Literal["bootstrap", "student"]
+Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
 ALPHA = 0.05
-"""Chance of a false claim, for all arms of a study together."""
+"""Chance of a false claim, over all arms of a study."""
+POWER = 0.8
+"""Chance of finding a difference that is there, for the seeds that are asked for."""
+MAX_SEEDS = 200
+"""More seeds than this are not worth stating."""
+MAX_EXACT = 13
+"""Seeds up to which all assignments of signs are enumerated: 8,192 of 13."""
 
-LEAST_BOOTSTRAP = 5
-"""Seeds from which the bootstrap's interval covers as it says; at 4 it is twice as wide as need be,
-and at 3 infinite: one resample in nine repeats a single difference."""
-
-MOST_ENUMERATED = 8
-"""Seeds up to which all resamples are enumerated: 6,435 different ones of 8."""
-
-MOST_FLIPPED = 20
-"""Seeds up to which all assignments of signs are enumerated: a million of 20."""
-
-_DRAWS = 10_000
+_RESAMPLES = 2**MAX_EXACT
 _SEED = 20_250_701
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the true mean difference is, with 95 % confidence.
-
-    Attributes:
-        low: Lower end.
-        high: Upper end.
-        method: How it was found; "student" supposes normal differences.
-    """
+    """95 % confidence interval of a mean difference (Student's t)."""
 
     low: float
     high: float
-    method: Method
 
 
 @dataclass(frozen=True)
@@ -74,15 +58,17 @@ class Comparison:
 
     Attributes:
         seeds: The seeds, in order.
-        differences: Arm minus control, one for each seed.
-        mean: Their mean.
-        sd: Their standard deviation; NaN of one seed.
-        interval: Of the mean; None where one seed, or no spread at all, allows none.
-        p: Of the exact two-sided sign-flip test.
-        least_p: The least p-value that this many seeds can give.
-        holm_p: p corrected for the number of arms.
-        least_holm_p: The least corrected p-value that this many seeds and arms can give.
-        verdict: Claimed only where `holm_p` is at most `ALPHA`.
+        differences: Arm minus control for each seed.
+        mean: Mean difference.
+        sd: Standard deviation of the differences; NaN for one seed.
+        interval: Of the mean difference; None for one seed or without spread.
+        p: Two-sided p-value of the sign-flip test.
+        holm_p: `p` corrected for the number of arms.
+        min_holm_p: The smallest corrected p-value that this many seeds and arms can give.
+        equivalence_p: TOST's p-value, corrected; None without a margin.
+        verdict: The claim.
+        family: Number of arms that the tests are corrected for.
+        margin: The margin of equivalence, if any.
     """
 
     seeds: tuple[int, ...]
@@ -91,19 +77,43 @@ class Comparison:
     sd: float
     interval: Interval | None
     p: float
-    least_p: float
     holm_p: float
-    least_holm_p: float
+    min_holm_p: float
+    equivalence_p: float | None
     verdict: Verdict
+    family: int
+    margin: float | None
 
     @property
     def can_claim(self) -> bool:
-        """Whether this many seeds could support a claim at all, however clear they were."""
-        return self.least_holm_p <= ALPHA
+        """Whether this many seeds could support "better" or "worse", however clear they were."""
+        return self.min_holm_p <= ALPHA
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Seeds in all that decide with `POWER`, assuming the observed spread.
+
+        About a difference as large as the margin or, without one, as the observed mean. None for a
+        decided arm, and where more than `MAX_SEEDS` would be needed.
+        """
+        if self.verdict != "undecided":
+            return None
+        target = abs(self.mean) if self.margin is None else self.margin
+        return seeds_needed(target, self.sd, self.family, equivalence=self.margin is not None)
+
+    @property
+    def detectable(self) -> float | None:
+        """The difference that these seeds find with `POWER`; None for too few seeds."""
+        return detectable_difference(len(self.seeds), self.sd, self.family)
+
+    @property
+    def identical(self) -> bool:
+        """Whether arm and control agree exactly in every seed."""
+        return all(difference == 0 for difference in self.differences)
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation (n - 1), which is NaN of fewer than two values."""
+    """Return mean and standard deviation (n - 1), which is NaN for fewer than two values."""
     if not values:
         return math.nan, math.nan
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
@@ -115,37 +125,40 @@ def paired(
 ) -> dict[int, float]:
     """Return arm minus control for each seed.
 
+    Differences are rounded to seven digits after the point: metrics are float32, and what differs
+    by the same number of images in two seeds should be a tie.
+
     Args:
         arm: Value by seed.
         control: Value by seed.
-        name: Of the arm, for the error.
+        name: Name of the arm, for the error.
 
     Raises:
-        ConfigError: If the two were not trained with the same seeds, or a value is not finite.
+        ConfigError: If the two have different seeds, or a value is not finite.
     """
-    complaints = [
-        f"{who} lacks seed{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-        for who, missing in (
-            (f"arm {name!r}", sorted(set(control) - set(arm))),
-            ("the control", sorted(set(arm) - set(control))),
-        )
-        if missing
+    missing = {
+        f"arm {name!r}": sorted(set(control) - set(arm)),
+        "the control": sorted(set(arm) - set(control)),
+    }
+    reasons = [
+        f"{who} lacks seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        for who, seeds in missing.items()
+        if seeds
     ]
-    if complaints:
-        raise ConfigError(
-            f"arm {name!r}: can't be paired with the control: {'; '.join(complaints)}"
-        )
+    if reasons:
+        raise ConfigError(f"arm {name!r}: can't be paired with the control: {'; '.join(reasons)}")
     for seed in arm:
         if not (math.isfinite(arm[seed]) and math.isfinite(control[seed])):
             raise ConfigError(f"arm {name!r}: seed {seed}: a value is not finite")
-    return {seed: arm[seed] - control[seed] for seed in sorted(arm)}
+    return {seed: round(arm[seed] - control[seed], 7) for seed in sorted(arm)}
 
 
 def compare(
     arms: Mapping[str, Mapping[int, float]],
     control: Mapping[int, float],
     *,
-    goal: Literal["max", "min"] = "max",
+    maximize: bool = True,
+    margin: float | None = None,
     family: int | None = None,
 ) -> dict[str, Comparison]:
     """Compare each arm with the control.
@@ -153,9 +166,11 @@ def compare(
     Args:
         arms: Value by seed, by arm; without the control.
         control: Value by seed.
-        goal: Whether more or less is better.
-        family: How many arms the study declares, where not all of them have values yet: those that
-            lack count as tests that show nothing, so that no claim is made and then withdrawn.
+        maximize: Whether larger values are better.
+        margin: δ: smaller differences do not matter, in units of the metric; None claims no
+            equivalence.
+        family: Number of arms that the study declares. Arms without values yet count as tests that
+            show nothing, so that no claim is withdrawn later.
 
     Raises:
         ConfigError: If an arm and the control have different seeds, or there are none.
@@ -165,124 +180,158 @@ def compare(
         raise ConfigError(f"family: got {family}, expected at least the {len(arms)} arms given")
     if arms and not control:
         raise ConfigError("control: has no values to compare with")
-    differences = {name: paired(values, control, name) for name, values in arms.items()}
-    found = {name: sign_flip(list(by_seed.values())) for name, by_seed in differences.items()}
-    corrected = holm([*found.values(), *[1.0] * (family - len(arms))])
-    rows = {}
-    for (name, by_seed), holm_p in zip(differences.items(), corrected, strict=False):
-        values = list(by_seed.values())
+    by_arm = {name: list(paired(values, control, name).values()) for name, values in arms.items()}
+    unfinished = [1.0] * (family - len(arms))
+    p_values = {name: sign_flip_test(values) for name, values in by_arm.items()}
+    corrected = holm([*p_values.values(), *unfinished])
+    equivalence: list[float] | None = None
+    if margin is not None:
+        equivalence = holm([*(tost(v, margin) for v in by_arm.values()), *unfinished])
+    comparisons = {}
+    for i, (name, values) in enumerate(by_arm.items()):
         mean, sd = mean_sd(values)
-        least = least_p(len(values))
-        up: Verdict = "better" if goal == "max" else "worse"
-        down: Verdict = "worse" if goal == "max" else "better"
-        claimed: Verdict = "inconclusive"
-        if holm_p <= ALPHA and mean != 0:
-            claimed = up if mean > 0 else down
-        rows[name] = Comparison(
-            seeds=tuple(by_seed),
+        verdict: Verdict = "undecided"
+        if equivalence is not None and equivalence[i] <= ALPHA:
+            verdict = "equivalent"
+        elif corrected[i] <= ALPHA and mean != 0:
+            verdict = "better" if (mean > 0) == maximize else "worse"
+        comparisons[name] = Comparison(
+            seeds=tuple(sorted(arms[name])),
             differences=tuple(values),
             mean=mean,
             sd=sd,
             interval=interval(values),
-            p=found[name],
-            least_p=least,
-            holm_p=holm_p,
-            least_holm_p=min(1.0, least * family),
-            verdict=claimed,
+            p=p_values[name],
+            holm_p=corrected[i],
+            min_holm_p=min(1.0, min_p(len(values)) * family),
+            equivalence_p=None if equivalence is None else equivalence[i],
+            verdict=verdict,
+            family=family,
+            margin=margin,
         )
-    return rows
+    return comparisons
 
 
-def least_p(n: int) -> float:
-    """Return the least two-sided p-value that a sign-flip test of `n` differences can give."""
-    return min(1.0, 2.0 ** (1 - n)) if n <= MOST_FLIPPED else 1 / (1 + _DRAWS)
-
-
-def seeds_needed(family: int) -> int:
-    """Return the fewest seeds that can support a claim about one of `family` arms."""
-    return next(n for n in range(1, 64) if family * 2.0 ** (1 - n) <= ALPHA)
-
-
-def sign_flip(differences: Sequence[float]) -> float:
+def sign_flip_test(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of the sign-flip permutation test of the mean.
 
-    Exact for up to `MOST_FLIPPED` differences; beyond, of 10,000 assignments drawn with a fixed
-    seed, with the observed one counted, so that it is never 0.
+    Exact for up to `MAX_EXACT` differences; beyond, over random assignments with a fixed seed.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    sums = np.abs(_signs(len(values)) @ values)
+    # Sums that differ by rounding alone are ties, and count as at least as far from 0.
+    count = int((sums >= abs(values.sum()) - 1e-9 * np.abs(values).sum()).sum())
+    if len(values) <= MAX_EXACT:
+        return count / len(sums)
+    return (1 + count) / (1 + len(sums))  # the observed signs are an assignment too
 
-    Args:
-        differences: Of pairs; at least one.
+
+@lru_cache(maxsize=32)
+def _signs(n: int) -> npt.NDArray[np.float64]:
+    """Return assignments of n signs, one per row: all up to a common sign, or random ones."""
+    if n > MAX_EXACT:
+        return np.random.default_rng(_SEED).choice([-1.0, 1.0], size=(_RESAMPLES, n))
+    return np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=n - 1)])
+
+
+def min_p(n: int) -> float:
+    """Return the smallest p-value that a sign-flip test of n differences can give."""
+    return min(1.0, 2.0 ** (1 - n)) if n <= MAX_EXACT else 1 / (1 + _RESAMPLES)
+
+
+def tost(differences: Sequence[float], margin: float) -> float:
+    """Return the p-value of two one-sided t-tests for a mean difference within ±margin.
+
+    Without spread there is no t-test; the p-value is then that of a sign test, 2⁻ⁿ.
     """
     values = np.asarray(differences, dtype=np.float64)
     n = len(values)
-    observed = abs(values.sum())
-    # Sums that differ by rounding alone are ties, and ties count as at least as far.
-    bound = observed - 1e-9 * np.abs(values).sum()
-    if n > MOST_FLIPPED:
-        signs = np.random.default_rng(_SEED).choice([-1.0, 1.0], size=(_DRAWS, n))
-        return (1 + int((np.abs(signs @ values) >= bound).sum())) / (1 + _DRAWS)
-    # The first sign stays: the other half of the assignments mirrors this one.
-    sums = values[:1]
-    for value in values[1:]:
-        sums = np.concatenate([sums + value, sums - value])
-    return float((np.abs(sums) >= bound).mean())
+    if n < 2:
+        return 1.0
+    if np.ptp(values) == 0:
+        return 0.5**n if abs(values[0]) < margin else 1.0
+    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    return float(max(above, below))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values corrected for their number by Holm's step-down method, in their order."""
+    """Return p-values corrected for their number by Holm's step-down method, in their order."""
     corrected = [1.0] * len(p_values)
-    highest = 0.0
+    largest = 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = highest
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
     return corrected
 
 
 def interval(differences: Sequence[float]) -> Interval | None:
-    """Return the 95 % confidence interval of the mean; None where there can't be one.
+    """Return the 95 % confidence interval of the mean; None for one value or without spread."""
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return None
+    found = stats.ttest_1samp(values, 0.0).confidence_interval(1 - ALPHA)
+    return Interval(float(found.low), float(found.high))
+
+
+def power(difference: float, sd: float, n: int, family: int = 1) -> float:
+    """Return the chance that n seeds show a true difference, at `ALPHA` over `family` arms.
+
+    Of the paired t-test, which the sign-flip test follows closely; 0 where the least p-value of
+    the sign-flip test is not small enough.
+    """
+    if n < 2 or min_p(n) * family > ALPHA:
+        return 0.0
+    critical = stats.t.ppf(1 - ALPHA / family / 2, n - 1)
+    shift = abs(difference) / sd * math.sqrt(n)
+    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+
+
+def equivalence_power(margin: float, sd: float, n: int, family: int = 1) -> float:
+    """Return the chance that n seeds show equivalence within ±margin of arms without a difference.
+
+    The usual approximation by the central t distribution.
+    """
+    if n < 2:
+        return 0.0
+    critical = stats.t.ppf(1 - ALPHA / family, n - 1)
+    inside = stats.t.cdf(margin / sd * math.sqrt(n) - critical, n - 1)
+    return max(0.0, float(2 * inside - 1))
+
+
+def seeds_needed(
+    difference: float, sd: float, family: int = 1, *, equivalence: bool = False
+) -> int | None:
+    """Return the number of seeds that decide about a difference with `POWER`.
 
     Args:
-        differences: Of pairs.
+        difference: The true difference to find, or the margin.
+        sd: Standard deviation of the differences between seeds.
+        family: Arms compared.
+        equivalence: Whether arms without a difference are to be shown equivalent as well.
+
+    Returns:
+        None where it is not known, or above `MAX_SEEDS`.
     """
-    values = np.asarray(differences, dtype=np.float64)
-    n = len(values)
-    # Metrics are float32: what differs by one image in each seed is equal to about 1e-5.
-    if n < 2 or np.ptp(values) <= 1e-4 * np.abs(values).max():
+    if not math.isfinite(sd) or difference == 0:
         return None
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
-    if n >= LEAST_BOOTSTRAP:
-        low, high = _studentised(values, mean, error)
-        # Where most differences are equal, so are most resamples, and the ends are at infinity.
-        if math.isfinite(low) and math.isfinite(high):
-            return Interval(low, high, "bootstrap")
-    reach = error * float(stats.t.ppf(1 - ALPHA / 2, n - 1))
-    return Interval(mean - reach, mean + reach, "student")
+    if sd == 0:
+        return next(n for n in range(2, MAX_SEEDS) if min_p(n) * family <= ALPHA)
+
+    def decides(n: int) -> bool:
+        enough = power(difference, sd, n, family) >= POWER
+        return enough and not (equivalence and equivalence_power(difference, sd, n, family) < POWER)
+
+    n = 2 + bisect.bisect_left(range(2, MAX_SEEDS + 1), True, key=decides)
+    return n if n <= MAX_SEEDS else None
 
 
-def _studentised(values: Vector, mean: float, error: float) -> tuple[float, float]:
-    """Return the ends of the equal-tailed bootstrap-t interval."""
-    counts, weights = _resamples(len(values))
-    n = len(values)
-    centred = values - mean
-    shift = counts @ centred / n
-    variance = np.maximum(counts @ centred**2 / n - shift**2, 0.0) / (n - 1)
-    scale = np.sqrt(variance)
-    flat = scale <= 1e-9 * error
-    t = np.where(flat, np.copysign(np.inf, shift), shift / np.where(flat, 1.0, scale))
-    order = np.argsort(t, kind="stable")
-    reached = np.cumsum(weights[order])
-    low = t[order[np.searchsorted(reached, ALPHA / 2)]]
-    high = t[order[np.searchsorted(reached, 1 - ALPHA / 2)]]
-    return mean - float(high) * error, mean - float(low) * error
-
-
-@lru_cache(maxsize=8)
-def _resamples(n: int) -> tuple[Vector, Vector]:
-    """Return how often each of `n` values is in each resample, and the resamples' probabilities."""
-    if n > MOST_ENUMERATED:
-        drawn = np.random.default_rng(_SEED).multinomial(n, [1 / n] * n, size=_DRAWS)
-        return drawn.astype(np.float64), np.full(_DRAWS, 1 / _DRAWS)
-    picks = np.array(list(combinations_with_replacement(range(n), n)))
-    counts = np.stack([(picks == i).sum(axis=1) for i in range(n)], axis=1)
-    factorials = np.array([math.factorial(i) for i in range(n + 1)], dtype=np.float64)
-    weights = factorials[n] / factorials[counts].prod(axis=1) / float(n) ** n
-    return counts.astype(np.float64), weights
+def detectable_difference(n: int, sd: float, family: int = 1) -> float | None:
+    """Return the true difference that n seeds find with `POWER`; None for too few seeds."""
+    if not (math.isfinite(sd) and sd > 0) or power(1e9 * sd, sd, n, family) < POWER:
+        return None
+    high = sd
+    while power(high, sd, n, family) < POWER:
+        high *= 2
+    root = optimize.brentq(lambda d: power(d, sd, n, family) - POWER, 0.0, high, rtol=1e-4)
+    return float(root)

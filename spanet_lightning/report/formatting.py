@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: as many digits as their spread deserves, a true minus sign."""
+"""Formatting of numbers: as many digits as their spread deserves, a true minus sign."""
 
 from __future__ import annotations
 

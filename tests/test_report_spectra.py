@@ -10,8 +10,8 @@ import torch
 
 from spanet_lightning import SPANetV2, app
 from spanet_lightning.analysis.figures.store import load
+from spanet_lightning.report.results import Trial, load_results
 from spanet_lightning.sweep.definition import Study
-from spanet_lightning.sweep.report.gather import Trial, gather
 from tests import sweep_studies as made
 from tests.helpers import refused
 from tests.sweep_studies import fill_ablation
@@ -32,7 +32,7 @@ def checkpoints(tmp_path: Path) -> Study:
     """A stored study two of whose arms have the checkpoint of their best seed."""
     study = _stored()
     best: dict[str, Trial] = {}
-    for trial in gather(optuna.load_study(study_name=study.name, storage=URL), study).trials:
+    for trial in load_results(optuna.load_study(study_name=study.name, storage=URL), study).trials:
         arm = trial.record.arm
         best[arm] = max(best.get(arm, trial), trial, key=lambda one: one.values)
     for arm, srf in (("with SRF", True), ("without SRF", False)):
@@ -58,10 +58,10 @@ def test_a_report_has_the_spectra_of_the_best_checkpoints_when_asked(
     assert names == {f"spectrum.{suffix}" for suffix in ("npz", "csv", "svg", "png")}
     plain, page = ((tmp_path / f / "report.html").read_text() for f in ("plain", "out"))
     assert "Spectra of features" not in plain
-    assert page.count('<img src="data:image/png;base64,') == 1
+    assert page.count('<img src="data:image/svg+xml;base64,') == 3  # two of the trials
     told = (tmp_path / "out" / "report.md").read_text()
     assert "](analysis/spectrum.svg)" in told
-    assert "Without a checkpoint, and so left out: kernels = 3+5+7, SRF = on" in told
+    assert "Excluded, without a checkpoint: kernels = 3+5+7, SRF = on" in told
     data = load(tmp_path / "out" / "analysis" / "spectrum.npz")
     assert [one["label"].partition(",")[0] for one in data.meta["models"]] == [
         "with SRF",
@@ -77,5 +77,5 @@ def test_spectra_without_checkpoints_are_one_line(capsys: pytest.CaptureFixture[
     told = refused([*report, "--analysis"], capsys, app.main)
     assert "--analysis: found no checkpoint" in told
     told = refused([*report, "--images", "x"], capsys, app.main)
-    assert "--images: are those of --analysis" in told
+    assert "--images: requires --analysis" in told
     assert not Path("reports").exists()

@@ -1,0 +1,1 @@
+"""From the stored trials of a study to a report: results, statistics, figures, pages."""
