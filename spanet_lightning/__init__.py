@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
     from spanet_lightning.tracking.pictures import SpectrumPicture as SpectrumPicture
+    from spanet_lightning.trainer import Trainer
 
 __all__ = [
     "Backbone",
@@ -63,6 +64,7 @@ __all__ = [
     "SegmentationTask",
     "SemanticFPN",
     "TimmBackbone",
+    "Trainer",
     "UPerNet",
     "__version__",
     "load_official",
@@ -88,6 +90,7 @@ LAZY = {
     "TimmBackbone": "spanet_lightning.backbones",
     # Not in `__all__`: the only callback there would be the suggestion for every mistyped one.
     "SpectrumPicture": "spanet_lightning.tracking.pictures",
+    "Trainer": "spanet_lightning.trainer",
     "UPerNet": "spanet_lightning.heads",
     "load_official": "spanet_lightning.backbones",
 }

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from spanet_lightning import SPANet, __version__, app, launcher, load_official
 from spanet_lightning.cli import config_files, demo
+from spanet_lightning.cli.app import COMMANDS
 from spanet_lightning.published import PUBLISHED
 from tests.helpers import DIGITS, files, refused
 from tests.parity import rule, schema
@@ -24,7 +25,7 @@ def test_overview_lists_every_command(capsys):
     text = capsys.readouterr().out
     app.main(["--help"])
     assert capsys.readouterr().out == text
-    for name, command in app.COMMANDS.items():
+    for name, command in COMMANDS.items():
         assert f"  {name} " in text
         assert command.help in text
         with pytest.raises(SystemExit) as exit_info:

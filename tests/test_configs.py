@@ -21,9 +21,6 @@ from tests import dense_sets
 FOLDER = Path(__file__).parent.parent / "configs"
 # Layers describe no experiment: `test_trainer_layers` puts each on top of each recipe.
 CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if "trainer" not in path.parts)
-# The dense recipes need data of their own: `test_recipes_dense` reads them value by value, and the
-# small configuration of each head trains here.
-TRAINABLE = [path for path in CONFIGS if not {"coco", "ade20k"} & set(path.parts)]
 FIGURES = ("/top1", "/box_ap", "/miou")
 IMAGENET = sorted((FOLDER / "imagenet").glob("*.yaml"))
 
@@ -46,32 +43,56 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("path", TRAINABLE, ids=name)
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dense_sets.coco(tmp_path_factory.mktemp("coco"), train=4, val=1)
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dense_sets.masks(tmp_path_factory.mktemp("streets"), train=2, val=1)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_config_trains(
-    path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    images: Path,
+    boxes: Path,
+    streets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """One step and one validation batch, on small stand-ins for the data, of a tiny variant."""
     # Lightning warns where both the program and its caller have arguments.
     monkeypatch.setattr("sys.argv", ["lightning"])
-    small = {
+    small: dict[str, Any] = {
         "trainer.fast_dev_run": "true",
         "trainer.default_root_dir": str(tmp_path),
         "trainer.accelerator": "cpu",
         "trainer.devices": "1",
         "trainer.strategy": "auto",
         "trainer.precision": "32-true",
-        "data.batch_size": "4",
+        "data.batch_size": "2",
+        "global_batch_size": "2",
     }
-    if "camvid" in path.parts:
-        small |= {"data.root": str(dense_sets.masks(tmp_path / "streets"))}
-    elif "digits" not in path.parts:
-        small |= {"data.root": str(images), "data.num_workers": "0", "data.image_size": "32"}
-    if "imagenet" in path.parts:
-        small |= {"model.backbone.variant": "test", "model.backbone.img_size": "32"}
-        small["global_batch_size"] = "8"
-    overrides = [f"--{key}={value}" for key, value in small.items()]
-    experiment = run(["fit", "--config", str(path), *overrides])
-    loss = float(experiment.trainer.callback_metrics["train/loss"])
-    assert math.isfinite(loss)
+    kind = path.parent.name
+    if kind != "digits":
+        small |= {"data.num_workers": "0"}
+    if kind in ("imagenet", "coco", "ade20k"):
+        small |= {"model.backbone.variant": "test"}
+    if kind in ("imagenet", "cifar10"):
+        small |= {"data.root": str(images), "data.image_size": "32"}
+    if kind == "imagenet":
+        small |= {"model.backbone.img_size": "32"}
+    if kind == "coco":
+        small |= {"data.root": str(boxes), "data.long_side": "96", "data.short_side": "64"}
+        small |= {"data.short_sides": "[64]"}
+        small |= {f"data.{key}": value for key, value in dense_sets.COCO_FOLDERS.items()}
+    if kind in ("ade20k", "camvid"):
+        small |= {"data.root": str(streets), "data.crop_size": "64", "data.short_side": "64"}
+        small |= {"data.long_side": "128", "model.window": "64", "model.window_stride": "48"}
+    experiment = run(["fit", f"--config={path}", *(f"--{k}={v}" for k, v in small.items())])
+    assert math.isfinite(float(experiment.trainer.callback_metrics["train/loss"]))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
