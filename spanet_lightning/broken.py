@@ -6,6 +6,7 @@ A torchvision that does not match torch breaks timm and lightning, and with them
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,8 +30,12 @@ def named() -> Iterator[None]:
         raise
     except (ImportError, RuntimeError, OSError) as error:
         name = getattr(error, "name", None)
-        if isinstance(name, str) and name.partition(".")[0] == "spanet_lightning":
-            raise  # a mistake in this package
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        imports = any("importlib._bootstrap" in frame.f_code.co_filename for frame in frames)
+        missing = isinstance(error, ModuleNotFoundError)
+        ours = isinstance(name, str) and name.partition(".")[0] == "spanet_lightning"
+        if ours or not (imports or missing):
+            raise  # a mistake in this package, or nothing of an import
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BrokenPackageError(
             f"a package that is needed can't be imported ({reason}); 'spanet doctor' explains it"

@@ -20,8 +20,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from spanet_lightning import app
-from spanet_lightning.doctor import dry_run, hardware, packages, stores
-from spanet_lightning.doctor.finding import Finding
+from spanet_lightning.cli import doctor
+from spanet_lightning.cli.doctor import Finding
 from tests.helpers import DIGITS, files, refused
 
 GIB = 1 << 30
@@ -37,10 +37,10 @@ def is_fault(finding: Finding, *words: str) -> bool:
 
 
 def test_packages_within_their_range() -> None:
-    (finding,) = packages.packages()
+    (finding,) = doctor.packages()
     assert finding.status == "ok", finding
     assert int(finding.found.split()[0]) >= 10
-    assert packages.pair().status == "ok"
+    assert doctor.pair().status == "ok"
 
 
 def test_the_range_is_that_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_the_range_is_that_of_the_project(monkeypatch: pytest.MonkeyPatch) -> No
         raise metadata.PackageNotFoundError
 
     monkeypatch.setattr(metadata, "requires", absent)
-    found, python = packages.needed()  # of the checkout
+    found, python = doctor.needed()  # of the checkout
     assert {"torch", "lightning", "timm", "mlflow"} <= {one.name for one in found}
     assert python.startswith(">=3")
 
@@ -75,19 +75,19 @@ def test_a_package_out_of_its_range(
         return version
 
     monkeypatch.setattr(metadata, "version", asked)
-    (finding,) = packages.packages()
+    (finding,) = doctor.packages()
     assert is_fault(finding, name, says, "pip install")
 
 
 def test_python_out_of_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "python_version", lambda: "3.8.1")
-    first, *_ = packages.packages()
+    first, *_ = doctor.packages()
     assert is_fault(first, "Python", "3.8.1", ">=3.11")
 
 
 def test_a_torchvision_of_another_torch_by_its_own_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _: ["numpy", "torch (==2.1.0)"])
-    finding = packages.pair()
+    finding = doctor.pair()
     assert is_fault(finding, "which asks for torch==2.1.0", "install them as a pair")
     major, minor = torch.__version__.split(".")[:2]
     assert f"torchvision 0.{int(minor) + 15} is that of torch {major}.{minor}" in finding.advice
@@ -122,7 +122,10 @@ def test_the_doctor_explains_a_torchvision_that_does_not_fit(broken: dict[str, s
 
 @pytest.mark.parametrize(
     ("module", "args"),
-    [("spanet_lightning.app", ["models"]), ("spanet_lightning", ["fit", "--config=x.yaml"])],
+    [
+        ("spanet_lightning.app", ["models"]),
+        ("spanet_lightning", ["fit", "--config=digits/spanetv2"]),
+    ],
 )
 def test_all_else_points_to_the_doctor(
     module: str, args: list[str], broken: dict[str, str]
@@ -149,7 +152,7 @@ def test_a_device_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         return (70 - 60 * index) * GIB, 80 * GIB
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", room)
-    free, used, busy = hardware.cuda()
+    free, used, busy = doctor.cuda()
     assert free == Finding("ok", "CUDA device 0", "H100, 70.0 of 80.0 GiB free, CUDA 12.9")
     assert used.status == "warning"
     assert "CUDA_VISIBLE_DEVICES" in used.advice
@@ -176,24 +179,24 @@ def test_no_device_of_cuda(
     file = tmp_path / "version"
     if driver:
         file.touch()
-    monkeypatch.setattr(hardware, "_DRIVER", file)
+    monkeypatch.setattr(doctor, "_DRIVER", file)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", build)
-    (finding,) = hardware.cuda()
+    (finding,) = doctor.cuda()
     assert finding.status == status
     assert says in " ".join(finding)
 
 
 def test_processors_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_SHARED", tmp_path / "none")
-    assert {finding.what for finding in hardware.processor()} >= {"processor"}
+    monkeypatch.setattr(doctor, "_SHARED", tmp_path / "none")
+    assert {finding.what for finding in doctor.processor()} >= {"processor"}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(hardware, "memory", lambda: (2 * GIB, 64 * GIB))
-    monkeypatch.setattr(hardware, "_SHARED", tmp_path)
+    monkeypatch.setattr(doctor, "memory", lambda: (2 * GIB, 64 * GIB))
+    monkeypatch.setattr(doctor, "_SHARED", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(64 << 20, 0, 64 << 20))
-    found = list(hardware.processor())
+    found = list(doctor.processor())
     assert [finding.status for finding in found] == ["warning"] * 3
     for finding, words in zip(
         found, ("OMP_NUM_THREADS=2", "batch_size", "--shm-size"), strict=True
@@ -205,7 +208,7 @@ def test_processors_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_room_on_the_disk(gib: float, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     free = int(gib * GIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
-    finding = hardware.disk(Path("runs"))
+    finding = doctor.disk(Path("runs"))
     assert finding.status == status
     assert bool(finding.advice) == (status != "ok")
     assert not Path("runs").exists()
@@ -213,28 +216,28 @@ def test_room_on_the_disk(gib: float, status: str, monkeypatch: pytest.MonkeyPat
 
 def test_a_folder_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs").touch()
-    assert is_fault(hardware.disk(Path("runs")), "is a file", "default_root_dir")
+    assert is_fault(doctor.disk(Path("runs")), "is a file", "default_root_dir")
 
     def refuse(**_: Any) -> Any:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    assert is_fault(hardware.disk(Path("other")), "can't be written: Read-only file system")
+    assert is_fault(doctor.disk(Path("other")), "can't be written: Read-only file system")
 
 
 # -- stores
 
 
 def test_the_store_of_runs() -> None:
-    finding = stores.tracker(None)
+    finding = doctor.tracker(None)
     assert finding.status == "ok"
     assert not Path("mlflow.db").exists()
     Path("broken.db").write_text("no database at all, but long enough to be looked at" * 9)
-    assert is_fault(stores.tracker("sqlite:///broken.db"), "broken.db", "tracking_uri")
-    assert is_fault(stores.tracker("nonsense://x"), "nonsense")
+    assert is_fault(doctor.tracker("sqlite:///broken.db"), "broken.db", "tracking_uri")
+    assert is_fault(doctor.tracker("nonsense://x"), "nonsense")
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
-        away = stores.tracker(f"http://ann:sesame@127.0.0.1:{taken.getsockname()[1]}")
+        away = doctor.tracker(f"http://ann:sesame@127.0.0.1:{taken.getsockname()[1]}")
     assert away.status == "warning"
     assert "spanet track sync" in away.advice
     assert "sesame" not in " ".join(away)
@@ -242,26 +245,26 @@ def test_the_store_of_runs() -> None:
 
 def test_without_mlflow_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spanet_lightning.tracking.client.installed", lambda: False)
-    finding = stores.tracker(None)
+    finding = doctor.tracker(None)
     assert finding.status == "warning"
     assert "pip install mlflow" in finding.advice
 
 
 def test_the_store_of_studies(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stores.studies("sqlite:///sweeps.db").status == "ok"
+    assert doctor.studies("sqlite:///sweeps.db").status == "ok"
     assert not Path("sweeps.db").exists()
     Path("broken.db").write_text("no database at all, but long enough to be looked at" * 9)
-    assert is_fault(stores.studies("sqlite:///broken.db"), "broken.db", "--storage")
-    assert is_fault(stores.studies("sqlite:///no/folder.db"), "there is no folder no")
+    assert is_fault(doctor.studies("sqlite:///broken.db"), "broken.db", "--storage")
+    assert is_fault(doctor.studies("sqlite:///no/folder.db"), "there is no folder no")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    assert is_fault(stores.studies("sqlite:///mlflow.db"), "MLflow")
+    assert is_fault(doctor.studies("sqlite:///mlflow.db"), "MLflow")
 
 
 # -- one batch
 
 
 def test_one_batch_and_its_checkpoint() -> None:
-    step, checkpoint = dry_run.dry_run(["--config", DIGITS, "--data.batch_size=8"])
+    step, checkpoint = doctor.dry_run(["--config", DIGITS, "--data.batch_size=8"])
     assert (step.status, checkpoint.status) == ("ok", "ok"), (step, checkpoint)
     assert "written and read back" in checkpoint.found
     assert files() == set()
@@ -272,14 +275,14 @@ def test_an_experiment_that_can_not_run() -> None:
         (["--config", DIGITS, "--trainer.max_epoch=3"], "did you mean 'trainer.max_epochs'?"),
         (["--config", DIGITS, "--data.train_per_class=-1"], "train_per_class"),
     ):
-        (finding,) = dry_run.dry_run(args)
+        (finding,) = doctor.dry_run(args)
         assert is_fault(finding, "one batch", words, "correct the configuration")
 
 
 @pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # torchmetrics says so, too
 def test_a_loss_that_is_no_number() -> None:
     args = ["--config", DIGITS, "--model.optimizer.lr=1e30", "--model.schedule.warmup_epochs=0"]
-    first, *_ = dry_run.dry_run(args)
+    first, *_ = doctor.dry_run(args)
     assert is_fault(first, "one batch", "loss is nan", "optimizer.lr")
 
 
@@ -290,7 +293,7 @@ def test_a_bug_is_a_fault_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "spanet_lightning.tasks.classification.ClassificationTask.training_step", step
     )
-    (finding,) = dry_run.dry_run(["--config", DIGITS])
+    (finding,) = doctor.dry_run(["--config", DIGITS])
     assert is_fault(finding, "RuntimeError: a bug", "lightning fit")
 
 
@@ -299,7 +302,7 @@ def test_a_checkpoint_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch) -
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
-    _, finding = dry_run.dry_run(["--config", DIGITS])
+    _, finding = doctor.dry_run(["--config", DIGITS])
     assert is_fault(finding, "checkpoint", "No space left on device")
 
 
@@ -311,7 +314,7 @@ def test_a_checkpoint_that_is_not_what_was_written(monkeypatch: pytest.MonkeyPat
         os.truncate(path, path.stat().st_size // 2)  # a disk that loses what it was given
 
     monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", cut_short)
-    _, finding = dry_run.dry_run(["--config", DIGITS])
+    _, finding = doctor.dry_run(["--config", DIGITS])
     assert is_fault(finding, "checkpoint", "dry_run.ckpt")
 
 
@@ -319,7 +322,7 @@ def test_a_checkpoint_that_is_not_what_was_written(monkeypatch: pytest.MonkeyPat
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, *found: Finding) -> None:
-    monkeypatch.setattr("spanet_lightning.cli.doctor._look", lambda _: found)
+    monkeypatch.setattr("spanet_lightning.cli.doctor._checks", lambda _: found)
 
 
 def test_the_exit_code_is_the_verdict(

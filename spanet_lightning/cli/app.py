@@ -105,7 +105,8 @@ def run(args: Sequence[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     known.overrides = unknown
     try:
-        module.run(known)
+        with broken.named():
+            module.run(known)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
