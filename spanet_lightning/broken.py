@@ -31,7 +31,7 @@ def named() -> Iterator[None]:
     except (ImportError, RuntimeError, OSError) as error:
         name = getattr(error, "name", None)
         frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-        imports = any("importlib._bootstrap" in frame.f_code.co_filename for frame in frames)
+        imports = any(frame.f_code.co_name == "<module>" for frame in frames)
         missing = isinstance(error, ModuleNotFoundError)
         ours = isinstance(name, str) and name.partition(".")[0] == "spanet_lightning"
         if ours or not (imports or missing):
