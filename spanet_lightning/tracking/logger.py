@@ -33,7 +33,6 @@ from spanet_lightning.tracking.event_log import ARTIFACTS, EventLog
 from spanet_lightning.tracking.sender import Sender, say
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
     from PIL.Image import Image
 
 DEFAULT_EXPERIMENT = "spanet"
@@ -111,7 +110,7 @@ class MLflowLogger(Logger):
 
     # Not called `experiment`: Lightning reads a property of that name before it reads the data.
     @property
-    def client(self) -> MlflowClient:
+    def client(self) -> Any:  # MlflowClient; jsonargparse runs imports for type checkers: 1.5 s
         """A connection to the store, once that has all that was logged, or is unavailable.
 
         Raises:
