@@ -89,7 +89,7 @@ def test_classes_are_a_table_with_paths(tmp_path: Path) -> None:
 def test_pictures_of_a_classifier_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["predict", "--config", helpers.DIGITS, *FEW, "--num_visualizations=2"])
-    assert "pictures: got 2, expected 0 for ClassificationTask" in capsys.readouterr().err
+    assert "num_visualizations: got 2, expected 0 for ClassificationTask" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["predict", "--config", DETECTOR, *FEW, "--num_visualizations=-1"])
     assert "pictures: got -1, expected at least 0" in capsys.readouterr().err
