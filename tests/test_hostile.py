@@ -202,7 +202,7 @@ def test_aliases_and_depth_do_not_fill_the_memory(capsys: pytest.CaptureFixture[
     lines += [f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(12)]
     Path("laughs.yaml").write_text("\n".join(lines))
     error = refused(["fit", *UNTRACKED, "--config=laughs.yaml"], capsys)
-    assert "laughs.yaml:5: its aliases stand for more than 100000 values" in error
+    assert "its aliases stand for more than 100000 values" in error
     Path("deep.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
     assert "deep.yaml: is nested too deeply" in refused(
         ["fit", *UNTRACKED, "--config=deep.yaml"], capsys

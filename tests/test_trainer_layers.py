@@ -224,7 +224,7 @@ def test_what_is_added_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[
         "    init_args: {logging_intervall: step}\n"
     )
     error = refused(["fit", *UNTRACKED, f"--config={file}"], capsys)
-    assert "layer.yaml:4: trainer.callbacks+[0].logging_intervall: got 'step'" in error
+    assert "layer.yaml:4: trainer.callbacks[0].logging_intervall: got 'step'" in error
     file.write_text("trainer:\n  precision+: [16-mixed]\n  max_epoch+: 3\n")
     error = refused(["fit", *UNTRACKED, f"--config={file}"], capsys)
     assert "trainer.precision" in error or "trainer.max_epoch" in error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -430,6 +431,7 @@ _WORDS: dict[Any, str] = {
     float: "a number",
     str: "a text",
     Path: "a path",
+    timedelta: "a time as H:MM:SS",
     None: "null",
     type(None): "null",
     Any: "any value",

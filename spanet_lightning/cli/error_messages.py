@@ -135,7 +135,7 @@ def trainer_error(text: str, trainer: Mapping[str, Any], where: Mapping[str, str
     given = {key: str(trainer.get(key[len(prefix) :])) for key in where if key.startswith(prefix)}
     likely = [key for key in given if f"{key[len(prefix) :]}=" in text]
     likely += [key for key in given if f"`{key[len(prefix) :]}`" in text]
-    likely += [key for key, value in given.items() if value in text.split()]
+    likely += [key for key, v in given.items() if v in text.split() or f"'{v}'" in text]
     if not likely:
         return ConfigError(f"trainer: {one_line(text)}")
     key = likely[0]

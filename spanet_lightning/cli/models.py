@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from spanet_lightning.errors import ConfigError, did_you_mean
@@ -107,15 +108,16 @@ def _print(
 
 def _show(rows: list[VariantCost]) -> None:
     title = "Variants, for one image of 224×224 px"
+    out, kept = _fitting(112, (0, 1, 5, 6, 8, 9))
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
+    for i in kept or range(len(_COLUMNS)):
+        table.add_column(_COLUMNS[i], justify="right" if i else "left", no_wrap=True)
     notes: list[str] = []
     for row in rows:
         if row.note and row.note not in notes:
             notes.append(row.note)
         mark = "*" * (notes.index(row.note) + 1) if row.note else ""
-        table.add_row(
+        cells = (
             row.name,
             f"{row.cost.parameters:,}",
             f"{row.cost.trainable_parameters:,}",
@@ -127,7 +129,7 @@ def _show(rows: list[VariantCost]) -> None:
             f"{row.cost.spectral_macs / 1e9:.3f}",
             _number(row.published_top1),
         )
-    out = console(least=112)
+        table.add_row(*(cells[i] for i in kept or range(len(cells))))
     out.print(table)
     for i, note in enumerate(notes, 1):
         out.print(f"{'*' * i} {note}", highlight=False)
@@ -143,10 +145,10 @@ def _show(rows: list[VariantCost]) -> None:
 def _show_dense(rows: list[DenseCost]) -> None:
     task = rows[0].published.task
     data = "COCO, 80 classes" if task == "detection" else "ADE20K, 150 classes"
+    out, kept = _fitting(144, (0, 1, 3, 6, 7, 10))
     table = Table(title=f"Models of {task} ({data})", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in _DENSE_COLUMNS:
-        left = name in ("head", "backbone")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for i in kept or range(len(_DENSE_COLUMNS)):
+        table.add_column(_DENSE_COLUMNS[i], justify="right" if i > 1 else "left", overflow="fold")
     notes: list[str] = []
     for row in rows:
         published = row.published
@@ -155,7 +157,7 @@ def _show_dense(rows: list[DenseCost]) -> None:
         mark = "*" * (notes.index(published.note) + 1) if published.note else ""
         ours = row.macs_a if published.convention == "A" else row.macs_b
         macs = "–" if published.macs is None else f"{published.macs:g} ({published.convention})"
-        table.add_row(
+        cells = (
             published.head + mark,
             published.variant,
             "{1}×{0}".format(*row.size),
@@ -168,7 +170,7 @@ def _show_dense(rows: list[DenseCost]) -> None:
             f"{row.cost.spectral_macs / 1e9:.2f}",
             published.quality,
         )
-    out = console(least=144)
+        table.add_row(*(cells[i] for i in kept or range(len(cells))))
     out.print(table)
     for i, note in enumerate(notes, 1):
         out.print(f"{'*' * i} {note}", highlight=False)
@@ -191,6 +193,14 @@ def _show_dense(rows: list[DenseCost]) -> None:
         ),
         highlight=False,
     )
+
+
+def _fitting(width: int, columns: tuple[int, ...]) -> tuple[Console, tuple[int, ...]]:
+    """Return where to print, and the columns that fit; none where all do, as they do in a file."""
+    terminal = Console()
+    if terminal.is_terminal and terminal.width < width:
+        return terminal, columns
+    return console(least=width), ()
 
 
 def _number(value: float | None) -> str:
