@@ -92,7 +92,7 @@ def test_pictures_of_a_classifier_are_refused(capsys: pytest.CaptureFixture[str]
     assert "num_visualizations: got 2, expected 0 for ClassificationTask" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["predict", "--config", DETECTOR, *FEW, "--num_visualizations=-1"])
-    assert "pictures: got -1, expected at least 0" in capsys.readouterr().err
+    assert "num_visualizations: got -1, expected at least 0" in capsys.readouterr().err
 
 
 class Oracle(DetectionTask):
