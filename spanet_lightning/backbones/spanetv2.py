@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
-from timm.layers import GroupNorm1, LayerNorm2d, Mlp  # type: ignore[attr-defined]  # re-exported
-from timm.models.metaformer import MlpHead, Pooling, SepConv, StarReLU
+from timm.layers import GroupNorm1, Mlp  # type: ignore[attr-defined]  # re-exported
+from timm.models.metaformer import LayerNorm2dNoBias, MlpHead, Pooling, SepConv, StarReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -259,7 +259,6 @@ class SPANetV2(Backbone):
         def mlp(dim: int) -> nn.Module:
             return Mlp(dim, int(dim * mlp_ratio), act_layer=StarReLU, bias=False, use_conv=True)
 
-        norm = partial(LayerNorm2d, bias=False)
         super().__init__(
             depths=validate.per_stage_ints("depths", row.depths if depths is None else depths),
             dims=dims,
@@ -269,8 +268,8 @@ class SPANetV2(Backbone):
             branch_scale=branch_scale,
             mixer=mixer,
             mlp=mlp,
-            block_norm=norm,
-            downsample_norm=norm,
+            block_norm=LayerNorm2dNoBias,
+            downsample_norm=LayerNorm2dNoBias,
             final_norm=nn.LayerNorm(dims[-1], eps=1e-6),
             head=partial(_mlp_head, drop_rate=drop_rate),
         )
