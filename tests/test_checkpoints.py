@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -14,9 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from spanet_lightning import checkpoints, cli
-from spanet_lightning.checkpoints import files
-from spanet_lightning.checkpoints.room import estimate, problem
+from spanet_lightning import checkpoints, cli, run_dir
 from spanet_lightning.cli import faults, resume
 from spanet_lightning.errors import CheckpointError, ConfigError, NoMemoryError, NoSpaceError
 from tests.helpers import UNTRACKED, refused
@@ -28,86 +24,52 @@ STATE = {"weights": torch.arange(5000.0), "note": ["kept", 1]}
 # -- files
 
 
-def test_checkpoint_tells_that_it_is_whole():
-    checkpoints.save(STATE, "a/new.ckpt")
-    assert checkpoints.verify("a/new.ckpt")
-    # The digest is within the file: it survives a copy, and every reader reads it as before.
-    shutil.copy("a/new.ckpt", "copy.ckpt")
-    assert checkpoints.verify("copy.ckpt")
-    for mapped in (False, True):
-        found = torch.load("copy.ckpt", weights_only=True, mmap=mapped)
-        assert torch.equal(found["weights"], STATE["weights"])
-    assert [path.name for path in Path("a").iterdir()] == ["new.ckpt"]
+def test_damaged_file_is_named_and_not_read():
+    reader = checkpoints.SafeCheckpointIO()
+    reader.save_checkpoint(STATE, "a/whole.ckpt")
+    assert [path.name for path in Path("a").iterdir()] == ["whole.ckpt"]
+    assert torch.equal(reader.load_checkpoint("a/whole.ckpt")["weights"], STATE["weights"])
+    whole = Path("a/whole.ckpt").read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1  # torch reads it without a word
+    for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], changed):
+        Path("bad.ckpt").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"bad.ckpt.* is damaged"):
+            reader.load_checkpoint("bad.ckpt")
 
 
-def test_damage_is_found_wherever_it_is():
-    checkpoints.save(STATE, "whole.ckpt")
-    whole = Path("whole.ckpt").read_bytes()
-    # Plain Lightning loads a file with a flipped bit without a word.
-    for at in range(0, len(whole), len(whole) // 40):
-        flipped = bytearray(whole)
-        flipped[at] ^= 1
-        Path("flipped.ckpt").write_bytes(flipped)
-        if at < 2:
-            continue  # no archive any more: its reader says so
-        with pytest.raises(checkpoints.DamagedError):
-            checkpoints.verify("flipped.ckpt")
-    for length in (0, 2, 100, len(whole) // 2, len(whole) - 1):
-        Path("cut.ckpt").write_bytes(whole[:length])
-        with pytest.raises(checkpoints.DamagedError, match=r"cut off|empty|were written"):
-            checkpoints.verify("cut.ckpt")
-
-
-def test_damage_of_a_file_without_digest_is_found():
-    torch.save(STATE, "stock.ckpt")
-    assert not checkpoints.verify("stock.ckpt")
-    content = bytearray(Path("stock.ckpt").read_bytes())
-    content[len(content) // 2] ^= 1
-    Path("stock.ckpt").write_bytes(content)
-    with pytest.raises(checkpoints.DamagedError, match=r"part .*data"):
-        checkpoints.verify("stock.ckpt")
-
-
-def test_any_changed_bit_ends_in_the_same_error_or_changes_nothing():
-    # Also in the archive's own lists, where zipfile's errors are of many kinds.
-    tensor = torch.arange(16.0)
-    torch.save({"weights": tensor}, "stock.ckpt")
-    whole = Path("stock.ckpt").read_bytes()
-    found = 0
-    for at in range(2, len(whole)):
-        for bit in (1, 8):  # 8: "deflated", in the place of "stored"
-            changed = bytearray(whole)
-            changed[at] ^= bit
-            Path("stock.ckpt").write_bytes(changed)
-            try:
-                checkpoints.verify("stock.ckpt")
-            except checkpoints.DamagedError:
-                found += 1
-    assert found > len(whole) / 2
-
-
-@pytest.mark.parametrize("after", [0, 3000, 20_000])
+@pytest.mark.parametrize("after", [0, 20_000])
 def test_full_disk_leaves_the_old_file(after, monkeypatch):
     checkpoints.save({"old": 1}, "last.ckpt")
     before = Path("last.ckpt").read_bytes()
-    write = files._Sink.write
-    monkeypatch.setattr(files._Sink, "write", lambda s, b: _full(s, b, write, after))
+    open_file = Path.open
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.size = file, 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, block):
+            self.size += len(block)
+            if self.size > after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(block)
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(open_file(path, mode)))
     with pytest.raises(NoSpaceError, match=r"last.ckpt: can't be written.*full.*bytes are free"):
         checkpoints.save(STATE, "last.ckpt")
     assert Path("last.ckpt").read_bytes() == before
     assert [path.name for path in Path().iterdir()] == ["last.ckpt"]
 
 
-def _full(sink, block, write, after):
-    if sink.size + len(block) > after:
-        sink.error = OSError(errno.ENOSPC, "No space left on device")
-        raise sink.error
-    return write(sink, block)
-
-
 def test_file_is_on_disk_before_it_has_its_name(monkeypatch):
     order = []
-    monkeypatch.setattr(files.os, "fsync", lambda _: order.append("sync"))
+    monkeypatch.setattr(os, "fsync", lambda _: order.append("sync"))
     replace = Path.replace
     monkeypatch.setattr(
         Path, "replace", lambda a, b: (order.append(f"{a.parent == b.parent}"), replace(a, b))[1]
@@ -116,17 +78,14 @@ def test_file_is_on_disk_before_it_has_its_name(monkeypatch):
     assert order == ["sync", "True", "sync"]  # file, rename within its folder, folder
 
 
-def test_only_what_dead_writers_left_is_removed():
+def test_partial_files_are_removed_and_no_others():
     Path("run").mkdir()
-    dead = Path("run/.last.ckpt.0123456789ab.partial")
-    alive = Path("run/.best.ckpt.ba9876543210.partial")
+    partial = Path("run/.last.ckpt.0123456789ab.partial")
     others = [Path("run") / name for name in (".config.yaml.partial", "x.partial", "last.ckpt")]
-    for path in (dead, alive, *others):
-        path.write_bytes(b"x")
-    with alive.open("rb") as writer:
-        files._lock(writer.fileno())
-        assert checkpoints.clear_partials(Path("run")) == [dead]
-    assert all(path.exists() for path in (alive, *others))
+    for path in (partial, *others):
+        path.touch()
+    assert checkpoints.remove_partial_files(Path("run")) == [partial]
+    assert all(path.exists() for path in others)
 
 
 class Code:
@@ -134,39 +93,41 @@ class Code:
         return (open, ("ran", "w"))
 
 
-def test_reading_runs_no_code():
+def test_hostile_checkpoint_is_refused_not_called_damaged(trained, capsys):
     reader = checkpoints.SafeCheckpointIO()
-    torch.save({"state_dict": Code()}, "evil.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
-        reader.load_checkpoint("evil.ckpt", weights_only=False)
-    assert not Path("ran").exists()
+    torch.save({"state_dict": Code()}, trained / "last.ckpt")
+    with pytest.raises(CheckpointError, match="is refused"):
+        reader.load_checkpoint(trained / "last.ckpt", weights_only=False)
     with pytest.raises(CheckpointError, match="expected a local file"):
         reader.load_checkpoint("http://localhost/x.ckpt", weights_only=False)
+    error = refused(["fit", *UNTRACKED, "--resume=auto"], capsys)
+    assert "last.ckpt: is refused" in error
+    assert "damaged" not in error
+    assert not Path("ran").exists()
 
 
-def test_room_is_asked_for_before_it_is_needed(monkeypatch):
+def test_disk_space_is_checked_before_it_is_needed(monkeypatch, capsys):
     model = torch.nn.Linear(1000, 1000, bias=False)
     adam, sgd = torch.optim.AdamW(model.parameters()), torch.optim.SGD(model.parameters(), lr=1)
-    assert estimate(model, [adam]) == 3 * 4_000_000
-    assert estimate(model, [sgd]) == 4_000_000
-    # The estimate is what a file really takes.
-    model(torch.ones(1, 1000)).sum().backward()
-    adam.step()
-    size = len(_saved({"state_dict": model.state_dict(), "o": adam.state_dict()}))
-    assert abs(size - 12_000_000) < 10_000
-    monkeypatch.setattr(files, "free_bytes", lambda _: 30_000_000)
-    assert not problem(Path("run"), 12_000_000, ["last.ckpt"])
-    assert "3 files of about 12,000,000 bytes" in problem(
-        Path("run"), 12_000_000, ["last.ckpt", "best.ckpt"]
-    )
-    Path("run/last.ckpt").touch()  # takes the place of one that is there
-    assert not problem(Path("run"), 12_000_000, ["last.ckpt", "best.ckpt"])
+    assert checkpoints.estimate_size(model, [adam]) == 3 * 4_000_000
+    assert checkpoints.estimate_size(model, [sgd]) == 4_000_000
+    usage = shutil.disk_usage(".")._replace(free=6_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *UNTRACKED])
+    assert "has 6,000,000 bytes free; 3 files of about " in capsys.readouterr().err
+    assert not RUN.exists()  # no trace of a run that was refused
 
 
-def _saved(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+# -- names
+
+
+@pytest.mark.parametrize(
+    "name", [".", "a/../b", "/x", "a\nb", "x" * 300, "sweeps", ".tracking", ""]
+)
+def test_name_of_no_folder_is_refused_in_one_line(name, capsys):
+    error = refused(["fit", *UNTRACKED, f"--name={name}"], capsys)
+    assert error.startswith("error: name: got ")
 
 
 # -- going on
@@ -227,7 +188,7 @@ def test_damaged_last_checkpoint_is_replaced_only_when_told(trained, capsys):
     last.write_bytes(last.read_bytes()[:-1000])
     offered = f"best.ckpt of epoch 1 loads: --ckpt_path={RUN}/best.ckpt"
     error = refused(["fit", *UNTRACKED, "--resume=auto"], capsys)
-    assert f"resume: {RUN}/last.ckpt is damaged (it is cut off" in error
+    assert f"resume: {RUN}/last.ckpt: is damaged: it is cut off" in error
     assert offered in error
     assert offered in refused(["fit", *UNTRACKED, f"--ckpt_path={last}"], capsys)
     assert offered in refused(["test", *UNTRACKED, f"--ckpt_path={last}"], capsys)
@@ -272,13 +233,27 @@ def test_resume_and_a_file_at_once_are_refused(trained, capsys):
 
 
 def test_run_that_is_being_trained_is_not_resumed(trained, monkeypatch, capsys):
-    monkeypatch.setattr("spanet_lightning.cli.record._PATIENCE", 0.0)
-    before = {path.name for path in trained.iterdir()}
-    held = files.hold(trained)
+    monkeypatch.setattr("spanet_lightning.run_dir.PATIENCE", 0.0)
+    held = run_dir.lock(trained)
     with pytest.raises(ConfigError, match="is in use: another process trains there"):
         cli.run(["fit", *UNTRACKED, "--resume=must", "--trainer.max_epochs=2"])
-    os.close(held)
-    assert {path.name for path in trained.iterdir()} == before
+    held.release()
+
+
+def test_second_of_two_that_begin_one_run_is_told(monkeypatch):
+    """Both find no checkpoint; the first trains, and the second must not begin beside it."""
+    args = ["fit", *UNTRACKED, "--resume=auto", "--trainer.max_epochs=1"]
+    lock = run_dir.lock
+
+    def after_the_first(folder, patience):
+        monkeypatch.setattr(run_dir, "lock", lock)
+        cli.run(args)
+        return lock(folder, patience)
+
+    monkeypatch.setattr(run_dir, "lock", after_the_first)
+    with pytest.raises(ConfigError, match=r"another process has begun .* the same command again"):
+        cli.run(args)
+    assert [path.name for path in Path("runs").iterdir()] == [RUN.name]
 
 
 def test_resume_command_is_the_run_again():

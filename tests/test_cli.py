@@ -24,15 +24,15 @@ from lightning.pytorch.callbacks import (
 
 import spanet_lightning
 from spanet_lightning import ClassificationTask, SPANet, SPANetV2, __version__, cli
+from spanet_lightning.callbacks.nan_guard import FiniteGuard
+from spanet_lightning.callbacks.progress import ImagesPerSecond, PlainProgress, progress_bar
+from spanet_lightning.callbacks.run_record import RunRecord
+from spanet_lightning.callbacks.signals import Interruption
 from spanet_lightning.cli import config_files, keys, signatures
 from spanet_lightning.cli import error_messages as messages
-from spanet_lightning.cli.disk import DiskCheck
-from spanet_lightning.cli.finite import FiniteGuard
-from spanet_lightning.cli.interruption import Interruption
-from spanet_lightning.cli.progress import ImagesPerSecond, PlainProgress, progress_bar
-from spanet_lightning.cli.record import RunRecord, reserve, run_name
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.heads import DetectionHead, SegmentationHead
+from spanet_lightning.run_dir import default_name, reserve
 from spanet_lightning.tasks.base import Task
 from tests.helpers import CONFIGS, DIGITS, UNTRACKED, files
 
@@ -281,7 +281,6 @@ trainer:
         ImagesPerSecond,
         FiniteGuard,
         RunRecord,
-        DiskCheck,
         Interruption,
     ]
 
@@ -368,10 +367,10 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_file(monkeypatch, capsys
 
 
 def test_names_of_runs():
-    assert run_name([]) == "run"
-    assert run_name([str(CONFIGS / "digits" / "spanet.yaml"), "other.yaml"]) == "digits-spanet"
-    assert run_name(["configs/alone.yaml"]) == "alone"
-    assert run_name(["runs/digits-spanetv2/config.yaml"]) == "digits-spanetv2"
+    assert default_name([]) == "run"
+    assert default_name([str(CONFIGS / "digits" / "spanet.yaml"), "other.yaml"]) == "digits-spanet"
+    assert default_name(["configs/alone.yaml"]) == "alone"
+    assert default_name(["runs/digits-spanetv2/config.yaml"]) == "digits-spanetv2"
 
 
 def test_reserved_folders_are_never_given_twice():

@@ -13,8 +13,8 @@ from lightning import Trainer
 from PIL import Image
 
 from spanet_lightning import ClassificationTask, ImageClassificationDataModule
+from spanet_lightning.callbacks.global_batch import GlobalBatch, share
 from spanet_lightning.cli import run
-from spanet_lightning.cli.global_batch import GlobalBatch, share
 from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from tests import dense_sets
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from spanet_lightning import cli
-from spanet_lightning.cli.global_batch import GlobalBatch, share
+from spanet_lightning.callbacks.global_batch import GlobalBatch, share
 from spanet_lightning.errors import ConfigError
 from tests.helpers import UNTRACKED, refused
 

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, Trainer
 
 import spanet_lightning
-from spanet_lightning.cli.global_batch import GlobalBatch, share
+from spanet_lightning.callbacks.global_batch import GlobalBatch, share
 from spanet_lightning.optim import LayerDecay, OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks import Task
 

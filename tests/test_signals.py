@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from spanet_lightning import ClassificationTask, cli
-from spanet_lightning.cli import interruption
-from spanet_lightning.cli.interruption import Interrupted
+from spanet_lightning.callbacks import signals
+from spanet_lightning.callbacks.signals import Interrupted
 from spanet_lightning.errors import ConfigError
 from tests import steps
 from tests.helpers import UNTRACKED, images
@@ -141,7 +141,7 @@ def test_second_interrupt_leaves_at_once(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(interruption.os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", leave)
     at(monkeypatch, "training_step", 5, twice)
     with pytest.raises(Gone) as gone:
         cli.run(["fit", *LONG])
@@ -185,7 +185,7 @@ def test_end_of_a_job_of_slurm(monkeypatch, tmp_path, caplog):
 
 def test_copy_of_the_process_outlives_the_terminals_signals_and_ends_when_told():
     # A worker gets them too, and its batch is still needed. A pool tells its processes once.
-    listener = interruption.Interruption()
+    listener = signals.Interruption()
     with listener.listening():
         child = os.fork()
         if not child:

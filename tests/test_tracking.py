@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from spanet_lightning import ClassificationTask, cli, tracking
-from spanet_lightning.cli.interruption import Interrupted
+from spanet_lightning.callbacks.signals import Interrupted
 from spanet_lightning.errors import ConfigError
 from tests.helpers import SHORT, files, refused
 

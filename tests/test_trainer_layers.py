@@ -138,7 +138,7 @@ _COMPILED = """
 import sys, torch
 from torch._dynamo.utils import counters
 from spanet_lightning import cli
-from spanet_lightning.cli import compute
+from spanet_lightning.callbacks import compute
 build = compute.Compute.__init__
 compute.Compute.__init__ = lambda self, options: build(self, options, sys.argv[1])
 args = sys.argv[2:]
@@ -180,7 +180,7 @@ def test_a_model_of_somebody_elses_is_refused(key: str) -> None:
     """`setup` raises before training for what has no backbone of this project."""
     from lightning.pytorch.demos.boring_classes import BoringModel
 
-    from spanet_lightning.cli.compute import Compute, ComputeOptions
+    from spanet_lightning.callbacks.compute import Compute, ComputeOptions
     from spanet_lightning.errors import ConfigError
 
     name, value = key.split("=")

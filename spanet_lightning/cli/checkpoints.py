@@ -55,8 +55,8 @@ def check(path: str | Path, model: nn.Module, root: str | Path = "runs") -> None
 
 def _instead(file: Path) -> str:
     """Return the hint to a checkpoint beside a damaged one, where one loads."""
-    near = [path for path in checkpoints.in_folder(file.parent) if path.name != file.name]
-    found = checkpoints.best_of(near, resumable=False)
+    near = [path for path in checkpoints.list_checkpoints(file.parent) if path.name != file.name]
+    found = checkpoints.latest(near, resumable=False)
     if found is None:
         return ""
     return f"; {resume.offer(found)}"

@@ -13,15 +13,15 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from spanet_lightning import tracking, trust
+from spanet_lightning.callbacks.compute import ComputeOptions
 from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
 from spanet_lightning.cli import keys
 from spanet_lightning.cli.arguments import Arguments
-from spanet_lightning.cli.compute import ComputeOptions
 from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.cli.options import LINKED, RUNS, RunOptions
 from spanet_lightning.cli.quiet import quieten
-from spanet_lightning.cli.record import run_name
 from spanet_lightning.errors import ConfigError
+from spanet_lightning.run_dir import default_name
 from spanet_lightning.tracking.options import TrackingOptions
 
 # Lightning's Timer has a member of an enum as a default; as YAML it is its text.
@@ -121,7 +121,7 @@ class CommandLine(LightningCLI):
             raise SystemExit(0)
         self.named = self.config[command]["name"]
         if self.named is None:
-            self.config[command]["name"] = run_name(self.arguments.files)
+            self.config[command]["name"] = default_name(self.arguments.files)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone.

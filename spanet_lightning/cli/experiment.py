@@ -18,35 +18,33 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
+from spanet_lightning.callbacks import global_batch, lost_process
+from spanet_lightning.callbacks.bad_samples import left_out
+from spanet_lightning.callbacks.compute import Compute
+from spanet_lightning.callbacks.defaults import default_callbacks, tracked
+from spanet_lightning.callbacks.nan_guard import FiniteGuard
+from spanet_lightning.callbacks.progress import ImagesPerSecond
+from spanet_lightning.callbacks.run_record import RunRecord
+from spanet_lightning.callbacks.signals import Interrupted, Interruption, name_of, requeue
 from spanet_lightning.checkpoints import SafeCheckpointIO
 from spanet_lightning.cli import (
     checkpoints,
     error_messages,
     faults,
-    global_batch,
     keys,
-    ranks,
     resume,
 )
-from spanet_lightning.cli.bad_samples import left_out
-from spanet_lightning.cli.callbacks import default_callbacks, tracked
 from spanet_lightning.cli.command_line import CommandLine
-from spanet_lightning.cli.compute import Compute
-from spanet_lightning.cli.disk import DiskCheck
 from spanet_lightning.cli.error_messages import one_line
-from spanet_lightning.cli.finite import FiniteGuard
-from spanet_lightning.cli.interruption import Interrupted, Interruption, name_of, requeue
 from spanet_lightning.cli.options import RUNS
 from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.cli.predictions import PredictionWriter
-from spanet_lightning.cli.progress import ImagesPerSecond
-from spanet_lightning.cli.record import RunRecord
-from spanet_lightning.cli.sync import SyncBatchNorms
 from spanet_lightning.cost import ModelCost, model_cost
 from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid
 from spanet_lightning.exit import users_error
 from spanet_lightning.launcher import lightning_command
+from spanet_lightning.run_dir import check_name
 from spanet_lightning.tasks import DetectionTask, SegmentationTask, Task, sharding
 from spanet_lightning.tracking import provenance
 from spanet_lightning.tracking.provenance import Provenance
@@ -124,8 +122,6 @@ class Experiment(CommandLine):
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks, going_on)
             callbacks.append(self.record)
-            if self.subcommand == "fit":
-                callbacks.append(DiskCheck())
             callbacks += left_out(self.datamodule, self.record)
             loggers = config["logger"]
             loggers = loggers if isinstance(loggers, list) else [loggers]
@@ -136,10 +132,6 @@ class Experiment(CommandLine):
                 options = self._get(self.config_init, "tracking")
                 callbacks += tracked(options, saver, self.throughput, self.model)
         config["callbacks"] = callbacks
-        if config["sync_batchnorm"]:
-            plugins = config["plugins"] or []
-            plugins = plugins if isinstance(plugins, list) else [plugins]
-            config["plugins"] = [*plugins, SyncBatchNorms()]
         config["plugins"] = _with_safe_checkpoints(config["plugins"])
         try:
             trainer = Trainer(**config)
@@ -188,10 +180,7 @@ class Experiment(CommandLine):
         return found
 
     def _name(self) -> str:
-        name: str = self._get(self.config, "name")
-        if Path(name).is_absolute() or not {"..", "."}.isdisjoint(Path(name).parts) or not name:
-            raise invalid("name", name, "the name of a folder below trainer.default_root_dir")
-        return name
+        return check_name(self._get(self.config, "name"))
 
     def _share_batch(self, trainer: Trainer) -> None:
         """Derive the batch of a device and the accumulation, where the configuration leaves it."""
@@ -243,6 +232,7 @@ class Experiment(CommandLine):
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None
             ],
             resumed=resumed,
+            named=self.subcommand == "fit" and self._get(self.config_init, "resume") == "auto",
         )
 
     def _config_text(self) -> str:
@@ -308,10 +298,13 @@ class Experiment(CommandLine):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            with self.interruption.listening(), ranks.watched():
+            with self.interruption.listening():
                 super()._run_subcommand(subcommand)
         except Interrupted as end:
             self._tell(end)
+            if self.trainer.local_rank > 0:
+                # Lightning kills the first process, which may still be at work, for any other code.
+                raise SystemExit(0) from None
             raise
         except SpanetError as error:
             raise error_messages.with_full_key(error, self.flat_config(), self.where) from error
@@ -326,7 +319,12 @@ class Experiment(CommandLine):
                 unknown = error_messages.of_argument(error, keys.passed_on(self._plain_config()))
                 if unknown is not None:
                     raise unknown from error
-            found = users_error(error) or faults.explain(error, self.flat_config(), device)
+            lost = lost_process.cause(error, self.trainer)
+            found = (
+                users_error(lost)
+                or users_error(error)
+                or faults.explain(error, self.flat_config(), device)
+            )
             if found is None:
                 raise
             raise found from error

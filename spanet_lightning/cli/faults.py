@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spanet_lightning.checkpoints import files
+from spanet_lightning.checkpoints import NO_SPACE, STORAGE_ERRORS, free_bytes
 from spanet_lightning.errors import NoMemoryError, NoSpaceError, SpanetError
 
 _WORKER = re.compile(
@@ -41,8 +41,8 @@ def explain(error: BaseException, flat: Mapping[str, Any], device: str = "") -> 
             return _memory(text, flat, device)
         if isinstance(one, MemoryError) or any(words in lowered for words in _HOST):
             return _memory(text, flat, "the machine")
-        if isinstance(one, OSError) and one.errno in {**files.NO_SPACE, **files.NOT_WRITABLE}:
-            if one.filename is None and one.errno not in files.NO_SPACE:
+        if isinstance(one, OSError) and one.errno in STORAGE_ERRORS:
+            if one.filename is None and one.errno not in NO_SPACE:
                 continue
             return _disk(one)
     return None
@@ -93,11 +93,9 @@ def _memory(text: str, flat: Mapping[str, Any], device: str) -> NoMemoryError:
 
 def _disk(error: OSError) -> NoSpaceError:
     where = Path(str(error.filename)) if error.filename is not None else Path()
-    known = {**files.NO_SPACE, **files.NOT_WRITABLE}[error.errno or 0]
-    free = files.free_bytes(where.absolute().parent)
-    left = (
-        f" ({free:,} bytes are free)" if free is not None and error.errno in files.NO_SPACE else ""
-    )
+    known = STORAGE_ERRORS[error.errno or 0]
+    free = free_bytes(where.absolute().parent)
+    left = f" ({free:,} bytes are free)" if free is not None and error.errno in NO_SPACE else ""
     return NoSpaceError(f"{where}: can't be written: {known}{left}")
 
 

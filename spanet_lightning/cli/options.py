@@ -21,7 +21,7 @@ RUNS = "runs"
 DEFAULT_LOGGER = "spanet_lightning.tracking.MLflowLogger"
 CHECKPOINT = "spanet_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 GROUPS = {
-    "compute": "spanet_lightning.cli.compute.ComputeOptions",
+    "compute": "spanet_lightning.callbacks.compute.ComputeOptions",
     "tracking": "spanet_lightning.tracking.options.TrackingOptions",
     "checkpoint": CHECKPOINT,
     "trainer": "lightning.pytorch.Trainer",

@@ -13,8 +13,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from spanet_lightning import pictures, tracking
+from spanet_lightning.callbacks.run_record import RunRecord
 from spanet_lightning.cli.predictions import PredictionWriter, colours_of, name_of
-from spanet_lightning.cli.record import RunRecord
 from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.errors import invalid
 from spanet_lightning.tasks import DetectionTask, SegmentationTask

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
 from spanet_lightning import summary
-from spanet_lightning.cli.record import reserve, write
 from spanet_lightning.data import rle
 from spanet_lightning.data.class_lists import palette
 from spanet_lightning.errors import ConfigError
+from spanet_lightning.run_dir import reserve, write_text
 from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
 FOLDER = "predictions"
@@ -92,8 +92,8 @@ class PredictionWriter(BasePredictionWriter):
         elif isinstance(pl_module, DetectionTask):
             rows.sort(key=lambda row: row["image"]["id"])
             results = [found for row in rows for found in row["found"]]
-            write(self.folder / "results.json", json.dumps(results))
-            write(self.folder / "images.json", json.dumps([row["image"] for row in rows]))
+            write_text(self.folder / "results.json", json.dumps(results))
+            write_text(self.folder / "images.json", json.dumps([row["image"] for row in rows]))
         for part in parts:
             part.unlink(missing_ok=True)
         summary.show("Predictions", {"images": str(len(rows)), "folder": str(self.folder)})

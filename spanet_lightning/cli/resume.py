@@ -14,9 +14,9 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from spanet_lightning import checkpoints
 from spanet_lightning.cli import keys
-from spanet_lightning.cli.record import CONFIG_FILE, RESUMED_FILE
 from spanet_lightning.errors import CheckpointError, ConfigError, invalid
 from spanet_lightning.launcher import lightning_command
+from spanet_lightning.run_dir import CONFIG_FILE, RESUMED_FILE
 
 Mode = Literal["auto", "must", "never"]
 
@@ -112,7 +112,7 @@ def choose(mode: Mode, folder: Path, *, fallback: bool = False) -> Resume:
     """
     if mode == "never":
         return Resume()
-    there = checkpoints.in_folder(folder)
+    there = checkpoints.list_checkpoints(folder)
     if not there:
         if mode == "must":
             raise CheckpointError(
@@ -128,32 +128,26 @@ def choose(mode: Mode, folder: Path, *, fallback: bool = False) -> Resume:
         )
     last = there[0]
     try:
-        checkpoints.verify(last)
-        found = checkpoints.look(last)
-    except (checkpoints.DamagedError, OSError) as error:
-        found, why = None, str(error)
-    else:
-        why = "it is no checkpoint that a run can go on from"
-    if found is not None and found.resumable:
-        return Resume(
-            str(last), folder, f"resume: {last}, epoch {found.epoch}, step {found.step:,}"
-        )
-    rest = checkpoints.best_of(there[1:])
+        info = checkpoints.read_info(last)
+        problem = "" if info.resumable else f"{last}: holds weights alone"
+    except CheckpointError as error:
+        problem = str(error)
+    if not problem:
+        return Resume(str(last), folder, f"resume: {last}, epoch {info.epoch}, step {info.step:,}")
+    rest = checkpoints.latest(there[1:])
     if rest is None:
         raise CheckpointError(
-            f"resume: {last} is damaged ({why}), and {folder} has no other to go on from; move the "
-            "folder away to begin anew"
+            f"resume: {problem}, and {folder} has no other checkpoint to resume from; move the "
+            "folder away to start again"
         )
     if not fallback:
         raise CheckpointError(
-            f"resume: {last} is damaged ({why}); {offer(rest)}, or --resume_fallback=true to take "
-            "it by itself"
+            f"resume: {problem}; {offer(rest)}, or --resume_fallback=true takes it by itself"
         )
     return Resume(
         str(rest.path),
         folder,
-        f"resume: {last} is damaged ({why}); goes on from {rest.path}, epoch {rest.epoch}, step "
-        f"{rest.step:,}",
+        f"resume: {problem}; resumes from {rest.path}, epoch {rest.epoch}, step {rest.step:,}",
     )
 
 
@@ -177,7 +171,7 @@ def check_root(root: Path) -> None:
         raise invalid("trainer.default_root_dir", str(root), accepts)
 
 
-def offer(found: checkpoints.Found) -> str:
+def offer(found: checkpoints.CheckpointInfo) -> str:
     """Return how an error names a checkpoint that may be taken instead.
 
     Args:

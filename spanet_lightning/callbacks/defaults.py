@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 
-from spanet_lightning.cli.progress import ImagesPerSecond, ParameterTable, progress_bar
+from spanet_lightning.callbacks.progress import ImagesPerSecond, ParameterTable, progress_bar
 from spanet_lightning.tracking.models import ModelArtifacts
 from spanet_lightning.tracking.options import TrackingOptions
 from spanet_lightning.tracking.pictures import picture_callbacks

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from spanet_lightning import tracking
-from spanet_lightning.checkpoints.files import hold
-from spanet_lightning.cli import ranks
-from spanet_lightning.errors import ConfigError
+from spanet_lightning import run_dir, tracking
+from spanet_lightning.callbacks import lost_process
+from spanet_lightning.callbacks.disk_space import check_disk_space
+from spanet_lightning.checkpoints import list_checkpoints, remove_partial_files
+from spanet_lightning.errors import ConfigError, NoSpaceError
+from spanet_lightning.run_dir import CONFIG_FILE, RESUMED_FILE
 from spanet_lightning.tracking import provenance
-
-CONFIG_FILE = "config.yaml"
-RESUMED_FILE = "config.resumed.yaml"
-_PATIENCE = 15.0  # seconds; the loaders of a killed process outlive it by a few
 
 
 class RunRecord(Callback):
@@ -37,6 +36,7 @@ class RunRecord(Callback):
         checkpoints: The checkpoint callbacks that save into the folder.
         look: Looks at code, machine and data, once all are known.
         resumed: Whether the folder is that of the run that is resumed, and so is used as it is.
+        named: Whether the run has to have this very folder: its next attempt looks there.
 
     Attributes:
         folder: The folder of the run, as reserved.
@@ -50,6 +50,7 @@ class RunRecord(Callback):
         checkpoints: Sequence[ModelCheckpoint] = (),
         look: Callable[[Trainer], provenance.Provenance] | None = None,
         resumed: bool = False,
+        named: bool = False,
     ) -> None:
         self.folder = folder
         self.config = config
@@ -58,7 +59,9 @@ class RunRecord(Callback):
         self.look = look
         self.resumed = resumed
         self._recorded = False
-        self._held: int | None = None
+        self.named = named
+        self._created = True
+        self._lock: FileLock | None = None
         if resumed:
             # Before Lightning restores their state, which holds only for the same folder.
             self._place_checkpoints()
@@ -67,20 +70,28 @@ class RunRecord(Callback):
         """Reserve the folder, save the configuration, and tell the tracker.
 
         Raises:
-            ConfigError: If the tracker will never take the run.
+            ConfigError: If the tracker will never take the run, or another process has the folder.
+            NoSpaceError: If the disk does not take its checkpoints.
         """
         if trainer.is_global_zero:
             for logger in _trackers(trainer):
                 logger.check()
         if not self.resumed:
-            reserved = reserve(self.folder) if trainer.is_global_zero else self.folder
+            reserved = self._claim() if trainer.is_global_zero else self.folder
             self.folder = Path(trainer.strategy.broadcast(str(reserved)))
             self._place_checkpoints()
         if trainer.is_global_zero:
-            self._hold()
+            self._acquire()
+        try:
+            check_disk_space(trainer, pl_module)
+        except NoSpaceError:
+            if trainer.is_global_zero:
+                self._remove_new_folder()
+            raise
+        if trainer.is_global_zero:
             # A resumed run keeps the file that it began with.
             name = RESUMED_FILE if self.resumed else CONFIG_FILE
-            write(self.folder / name, self.config)
+            run_dir.write_text(self.folder / name, self.config)
             for logger in _trackers(trainer):
                 logger.set_folder(self.folder)
         self._record(trainer, {"mlflow.runName": self.folder.name, "folder": str(self.folder)})
@@ -110,10 +121,10 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Tell the tracker what ends the run; Lightning tells it only that something does."""
-        self._let_go()
+        self._release()
         if trainer.is_global_zero:
             for logger in _trackers(trainer):
-                logger.set_failure(ranks.cause(exception))
+                logger.set_failure(lost_process.cause(exception, trainer))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -130,32 +141,42 @@ class RunRecord(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the folder to whoever goes on with the run."""
-        self._let_go()
+        self._release()
 
-    def _hold(self) -> None:
-        """Take the folder: two processes that save into it would mix two runs.
+    def _claim(self) -> Path:
+        """Create the folder of a run that begins; one that `--resume auto` names is taken as it is.
 
         Raises:
-            ConfigError: If another process trains in it.
+            ConfigError: If another process began the run of that name meanwhile.
         """
-        until = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                self._held = hold(self.folder)
-            except BlockingIOError:
-                if time.monotonic() < until:
-                    time.sleep(0.2)
-                    continue
-                raise ConfigError(
-                    f"resume: {self.folder} is in use: another process trains there; expected a "
-                    "run that has ended"
-                ) from None
-            return
+        if not self.named:
+            return run_dir.reserve(self.folder)
+        self._created = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
 
-    def _let_go(self) -> None:
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+    def _acquire(self) -> None:
+        self._lock = run_dir.lock(self.folder, run_dir.PATIENCE)
+        if not self.resumed and list_checkpoints(self.folder):
+            self._release()
+            raise ConfigError(
+                f"resume: another process has begun {self.folder} meanwhile; the same command "
+                "again resumes it"
+            )
+        remove_partial_files(self.folder)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _remove_new_folder(self) -> None:
+        """Leave no trace of a run that was refused before its first step."""
+        self._release()
+        if not self.resumed and self._created:
+            (self.folder / run_dir.LOCK_FILE).unlink(missing_ok=True)
+            with suppress(OSError):  # unless something is in it
+                self.folder.rmdir()
 
     def _place_checkpoints(self) -> None:
         for callback in self.checkpoints:
@@ -179,45 +200,3 @@ def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:
 
 def _trackers(trainer: Trainer) -> list[tracking.MLflowLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, tracking.MLflowLogger)]
-
-
-def reserve(folder: Path) -> Path:
-    """Create a folder that did not exist, so that runs started at once never share one.
-
-    Args:
-        folder: Wanted folder; where it is taken, `-2`, `-3`, … is added to its name.
-
-    Returns:
-        The folder that was created.
-    """
-    candidate, number = folder, 1
-    while True:
-        try:
-            candidate.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-            candidate = folder.with_name(f"{folder.name}-{number}")
-        else:
-            return candidate
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def run_name(configs: Sequence[str]) -> str:
-    """Name a run after its first configuration: `configs/digits/spanetv2.yaml`, "digits-spanetv2".
-
-    Args:
-        configs: Paths of the configurations, as given.
-    """
-    if not configs:
-        return "run"
-    path = Path(configs[0])
-    if path.name in (CONFIG_FILE, RESUMED_FILE):  # of an earlier run: named as its folder
-        return path.resolve().parent.name
-    parent = path.resolve().parent.name
-    return path.stem if parent in ("", "configs") else f"{parent}-{path.stem}"

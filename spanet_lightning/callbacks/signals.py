@@ -22,8 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from spanet_lightning.checkpoints import files
-from spanet_lightning.checkpoints.found import LAST
+from spanet_lightning.checkpoints import LAST, discard_partial_files
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 
@@ -94,7 +93,7 @@ class Interruption(Callback):
             return
         again, self.number = self.number, self.number or number
         if again and number == signal.SIGINT:
-            files.leave_no_partial()
+            discard_partial_files()
             _say("left at once; what was saved before is whole")
             os._exit(128 + number)
         if not self._training:

@@ -7,8 +7,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from spanet_lightning import tracking
-from spanet_lightning.cli.record import RunRecord, write
+from spanet_lightning.callbacks.run_record import RunRecord
 from spanet_lightning.data.bad_samples import FILE, BadSamples
+from spanet_lightning.run_dir import write_text
 
 METRIC = "data/bad_samples"
 """Logged once for each split, as `data/bad_samples/SPLIT`: how many of it are left out."""
@@ -41,7 +42,7 @@ class LeftOut(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the list into the folder, which now exists, and into the tracker."""
         if trainer.is_global_zero:
-            write(self.record.folder / FILE, self.samples.table())
+            write_text(self.record.folder / FILE, self.samples.table())
         self._list(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
