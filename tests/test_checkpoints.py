@@ -47,6 +47,7 @@ def test_full_disk_leaves_the_old_file(after, monkeypatch):
     class Full:
         def __init__(self, file):
             self.file, self.size = file, 0
+            self.flush, self.fileno = file.flush, file.fileno
 
         def __enter__(self):
             return self
@@ -60,7 +61,11 @@ def test_full_disk_leaves_the_old_file(after, monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return self.file.write(block)
 
-    monkeypatch.setattr(Path, "open", lambda path, mode: Full(open_file(path, mode)))
+    def opened(path, mode="r", *args, **kwargs):
+        file = open_file(path, mode, *args, **kwargs)
+        return Full(file) if "x" in mode else file
+
+    monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(NoSpaceError, match=r"last.ckpt: can't be written.*full.*bytes are free"):
         checkpoints.save(STATE, "last.ckpt")
     assert Path("last.ckpt").read_bytes() == before
@@ -197,7 +202,7 @@ def test_damaged_last_checkpoint_is_replaced_only_when_told(trained, capsys):
     assert "is damaged" in choice.says
     for name in ("best.ckpt", "last.ckpt"):
         (trained / name).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no other to go on from"):
+    with pytest.raises(CheckpointError, match="no other checkpoint to resume from"):
         resume.choose("auto", trained, fallback=True)
 
 
@@ -308,7 +313,7 @@ def test_checkpoints_within_an_epoch_and_the_weights_that_were_measured(monkeypa
 def test_slash_in_a_file_name_makes_no_folder():
     name = "--checkpoint.filename={epoch}-{val/loss:.0f}"
     cli.run([*PLATEAU, name, "--checkpoint.auto_insert_metric_name=true"])
-    names = {path.name for path in RUN.iterdir()} - {"config.yaml"}
+    names = {path.name for path in RUN.iterdir()} - {"config.yaml", ".lock"}
     assert names == {"last.ckpt", "epoch=0-val-loss=2.ckpt"}
 
 
