@@ -127,12 +127,15 @@ def test_disk_space_is_checked_before_it_is_needed(monkeypatch, capsys):
 # -- names
 
 
-@pytest.mark.parametrize(
-    "name", [".", "a/../b", "/x", "a\nb", "x" * 300, "sweeps", ".tracking", ""]
-)
+@pytest.mark.parametrize("name", [".", "a/../b", "/x", "x" * 300, "sweeps", ".tracking", ""])
 def test_name_of_no_folder_is_refused_in_one_line(name, capsys):
     error = refused(["fit", *UNTRACKED, f"--name={name}"], capsys)
     assert error.startswith("error: name: got ")
+
+
+def test_line_break_in_a_name_is_refused():
+    with pytest.raises(ConfigError, match="printable characters"):
+        run_dir.check_name("a\nb")
 
 
 # -- going on
