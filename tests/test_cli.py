@@ -15,15 +15,16 @@ from lightning import LightningDataModule
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
-    ModelCheckpoint,
     RichModelSummary,
     RichProgressBar,
     Timer,
     TQDMProgressBar,
 )
+from lightning.pytorch.callbacks import ModelCheckpoint as StockCheckpoint
 
 import spanet_lightning
 from spanet_lightning import ClassificationTask, SPANet, SPANetV2, __version__, cli
+from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
 from spanet_lightning.callbacks.nan_guard import FiniteGuard
 from spanet_lightning.callbacks.progress import ImagesPerSecond, PlainProgress, progress_bar
 from spanet_lightning.callbacks.run_record import RunRecord
@@ -161,7 +162,10 @@ def test_run_leaves_its_configuration_and_two_checkpoints(capsys):
     assert files() == {
         "runs",
         "runs/digits-spanetv2",
-        *(f"runs/digits-spanetv2/{name}" for name in ("best.ckpt", "last.ckpt", "config.yaml")),
+        *(
+            f"runs/digits-spanetv2/{name}"
+            for name in (".lock", "best.ckpt", "last.ckpt", "config.yaml")
+        ),
     }
     out = capsys.readouterr().out
     assert "epoch 1/1 done" in out
@@ -267,7 +271,7 @@ trainer:
 """
     )
     own = callbacks_of("--config=own.yaml")
-    assert [c.filename for c in own if isinstance(c, ModelCheckpoint)] == ["lowest"]
+    assert [c.filename for c in own if isinstance(c, StockCheckpoint)] == ["lowest"]
     assert [type(c) for c in own if isinstance(c, (TQDMProgressBar, PlainProgress))] == [
         TQDMProgressBar
     ]
