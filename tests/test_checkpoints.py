@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from spanet_lightning import checkpoints, cli, run_dir
 from spanet_lightning.cli import faults, resume
 from spanet_lightning.errors import CheckpointError, ConfigError, NoMemoryError, NoSpaceError
+from spanet_lightning.tasks.metrics import direction
 from tests.helpers import UNTRACKED, refused
 
 RUN = Path("runs/digits-spanetv2")
@@ -318,6 +319,14 @@ def test_slash_in_a_file_name_makes_no_folder():
     cli.run([*PLATEAU, name, "--checkpoint.auto_insert_metric_name=true"])
     names = {path.name for path in RUN.iterdir()} - {"config.yaml", ".lock"}
     assert names == {"last.ckpt", "epoch=0-val-loss=2.ckpt"}
+
+
+def test_best_is_by_the_direction_of_the_metric():
+    trainer = cli.run(["fit", *UNTRACKED, "--checkpoint.monitor=val/loss"]).trainer
+    saver = trainer.checkpoint_callback
+    assert saver.mode == "min"
+    names = ("val/top1", "val/miou", "val/box_ap50", "val/ece", "train/loss_cls")
+    assert [direction(name) for name in names] == ["max", "max", "max", "min", "min"]
 
 
 # -- losses and weights that are no numbers

@@ -6,12 +6,14 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+
+from spanet_lightning.tasks.metrics import direction
 
 
 class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
@@ -31,6 +33,8 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
     Args:
         dirpath: Folder of the checkpoints; null takes the folder of the run.
         filename: Name of a best checkpoint, without its ending.
+        monitor: The metric that decides what is best; null keeps the newest.
+        mode: Whether the smallest or the largest value is best; null goes by the metric.
         every_n_train_steps: Optimizer steps between two checkpoints within an epoch.
         train_time_interval: Time between two checkpoints within an epoch.
         kwargs: Arguments of Lightning's callback.
@@ -41,6 +45,8 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         dirpath: str | Path | None = None,
         filename: str | None = None,
         *,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
         **kwargs: Any,
@@ -48,6 +54,8 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         super().__init__(
             dirpath,
             filename,
+            monitor,
+            mode=mode or direction(monitor or ""),
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
             **kwargs,

@@ -81,7 +81,6 @@ class CommandLine(LightningCLI):
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/top1",
-                "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.save_last": True,
                 # One `best.ckpt` and one `last.ckpt`, whatever the epoch.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -31,6 +31,17 @@ COCO_NUMBERS = {
     "mar_large": "ar_large",
 }
 _KINDS = {"bbox": "box", "segm": "mask"}
+_LOWER_IS_BETTER = ("loss", "ece", "error", "nll", "perplexity")
+
+
+def direction(name: str) -> Literal["min", "max"]:
+    """Return whether the best value of a metric is its smallest or its largest one.
+
+    Args:
+        name: As it is logged, such as `val/loss`, `train/loss_cls` or `val/top1`.
+    """
+    words = name.rpartition("/")[2].lower().replace("-", "_").split("_")
+    return "min" if any(word in _LOWER_IS_BETTER for word in words) else "max"
 
 
 class CocoMetric(MeanAveragePrecision):
