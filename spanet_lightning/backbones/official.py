@@ -71,8 +71,8 @@ class LoadReport:
             lines.append(f"weights set: {self.weights_set}")
         reasons: dict[str, list[str]] = {}
         for names in (self.adapted, self.ignored, self.missing):
-            for name, why in names.items():
-                reasons.setdefault(why, []).append(name)
+            for why in dict.fromkeys(names.values()):  # a fresh head is both: named once
+                reasons.setdefault(why, [name for name in names if names[name] == why])
         for why, group in reasons.items():
             more = f" and {len(group) - 1} more" if len(group) > 1 else ""
             lines.append(f"{why}: {group[0]}{more}")
@@ -575,20 +575,19 @@ def _fit(model: Backbone, translated: Translated) -> tuple[dict[str, Tensor], Lo
         theirs = (translated.sources[key] or [key])[0]
         if key not in state:
             raise CheckpointError(
-                f"{translated.name}: tensor {theirs!r} has no place in the model "
-                f"({key}){_knob(key)}"
+                f"{translated.name}: tensor {theirs!r} has no place in the model ({key}){knob(key)}"
             )
         if value.shape != state[key].shape:
             raise CheckpointError(
                 f"{translated.name}: tensor {theirs!r} has shape {tuple(value.shape)}, "
-                f"the model's {key} {tuple(state[key].shape)}{_knob(key)}"
+                f"the model's {key} {tuple(state[key].shape)}{knob(key)}"
             )
     missing = {}
     for key in sorted(state.keys() - tensors.keys()):
         missing[key] = _why_missing(key, translated, ignored)
         if not missing[key]:
             raise CheckpointError(
-                f"{translated.name}: lacks a tensor for the model's {key}{_knob(key)}"
+                f"{translated.name}: lacks a tensor for the model's {key}{knob(key)}"
             )
     ignored |= _check_masks(model, translated)
     used = tuple(source for key in tensors for source in translated.sources[key])
@@ -634,8 +633,8 @@ _KNOBS = (
 )
 
 
-def _knob(key: str) -> str:
-    """Name the argument of the backbone that decides on a tensor."""
+def knob(key: str) -> str:
+    """Return a hint to the argument of the backbone that decides on a tensor, where one does."""
     found = next((knob for pattern, knob in _KNOBS if re.search(pattern, key)), None)
     return f": backbone.{found} differs" if found else ""
 
@@ -790,8 +789,8 @@ def _check_masks(model: Backbone, translated: Translated) -> dict[str, str]:
         expected = torch.split(full, mixer.gates.sizes)[int(gate)][0]
         if not torch.allclose(mask.double().squeeze(0), expected, atol=1e-6):
             raise CheckpointError(
-                f"{translated.name}: the mask {source!r} differs from the model's: {mixer.spf} is "
-                "not the checkpoint's"
+                f"{translated.name}: the mask {source!r} differs from the model's: backbone.radius "
+                f"({mixer.spf.radius} here), balance or ring are not the checkpoint's"
             )
         reasons[source] = "frozen SPF mask; equal to the one the model builds for each size"
     return reasons

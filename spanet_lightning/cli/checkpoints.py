@@ -10,6 +10,7 @@ from torch import nn
 
 from spanet_lightning import checkpoints
 from spanet_lightning.backbones import checkpoint_file
+from spanet_lightning.backbones.official import knob
 from spanet_lightning.cli import resume
 from spanet_lightning.errors import CheckpointError, did_you_mean
 
@@ -109,8 +110,9 @@ def _compare(path: str, state: Mapping[str, Any], model: nn.Module) -> None:
     described = f" ({name}{f' {variant}' if variant else ''})" if name else ""
     raise CheckpointError(
         f"ckpt_path: {path}{described} is of another architecture than the configured "
-        f"{type(backbone).__name__}: of {len(wanted)} tensors it {', '.join(differences)}; its own "
-        "run's config.yaml beside it configures it"
+        f"{type(backbone).__name__}: of {len(wanted)} tensors it {', '.join(differences)}"
+        f"{knob(next(iter(other)) if other else (missing or extra)[0])}; its own run's config.yaml "
+        "beside it configures it"
     )
 
 

@@ -33,6 +33,7 @@ _ASIDE = (
     "tracking",
     "checkpoint",
     "compute",
+    "model.weights_set",
     "trainer.accelerator",
     "trainer.barebones",
     "trainer.check_val_every_n_epoch",

@@ -139,10 +139,10 @@ def read(
     if weights is not None:
         report = load_official(source.model, weights, weights_set)
         if heads := [why for why in report.missing.values() if "classes" in why]:
-            classes = re.search(r"\d+", heads[0])
+            theirs, ours = re.findall(r"\d+", heads[0])
             raise CheckpointError(
-                f"--weights: {weights} is of another number of classes ({heads[0]}); add "
-                f"--num-classes {classes[0] if classes else 'K'}"
+                f"--weights: {weights} has {theirs} classes, the model {ours}; add "
+                f"--num-classes {theirs}"
             )
         if report.missing:
             raise CheckpointError(
