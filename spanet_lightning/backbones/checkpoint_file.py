@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -46,17 +47,6 @@ _STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
-}
-_NUMPY = {
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "i1": torch.int8,
-    "i2": torch.int16,
-    "i4": torch.int32,
-    "i8": torch.int64,
-    "u1": torch.uint8,
-    "b1": torch.bool,
 }
 # Calls that make a value and do no more: of the standard library, and of other packages. There, a
 # class has a capital, and pickle's own helpers say what they are.
@@ -122,9 +112,12 @@ class StandIn(dict[Any, Any]):
         library = self.path.partition(".")[0] in sys.stdlib_module_names
         if not (_VALUES if library else _OTHERS).fullmatch(self.path):
             raise _CallError(self.path)
-        items = args[0] if args else None  # of an OrderedDict or a Counter
-        if isinstance(items, dict) or (isinstance(items, list) and all(map(_is_pair, items))):
+        items = args[0] if args else None
+        if isinstance(items, dict):  # of a Counter
             super().__init__(items)
+        elif isinstance(items, list):  # of Python 2's OrderedDict
+            pairs = [i for i in items if isinstance(i, list | tuple) and len(i) == 2]
+            super().__init__((key, value) for key, value in pairs if isinstance(key, str))
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         """Refuse: what is called acts."""
@@ -368,24 +361,19 @@ def as_tensor(value: Any) -> Tensor | StoredTensor | None:
     """Return a tensor, or an array of numpy's as one; `None` for anything else."""
     if isinstance(value, Tensor | StoredTensor):
         return value
+    if not isinstance(value, StandIn) or not value.path.startswith("numpy."):
+        return None
     try:  # by protocol 5, then by the others: version, shape, type, Fortran's order, bytes
         if value.path.endswith("._frombuffer"):
             data, kind, shape, order = value.args
-            fortran = order == "F"
         else:
             _, shape, kind, fortran, data = value.state
-        dtype = _NUMPY[kind.args[0]]
-        swapped = kind.state[1] == ">"
-        whole = math.prod(shape) * dtype.itemsize == len(data)
+            order = "F" if fortran else "C"
+        numbers = re.fullmatch("[fiub][1248]", kind.args[0]) and kind.state[1] != ">"
+        array = np.frombuffer(data, kind.args[0]).reshape(shape, order=order) if numbers else None
     except (AttributeError, LookupError, TypeError, ValueError):
         return None
-    if swapped or not whole or not value.path.startswith("numpy."):
-        return None
-    order = shape if fortran else shape[::-1]
-    stride = [math.prod(order[:i]) for i in range(len(order))]
-    return StoredTensor(
-        tuple(shape), dtype, tuple(stride if fortran else stride[::-1]), 0, lambda: data
-    )
+    return None if array is None else torch.from_numpy(array.copy())
 
 
 def module_state(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -489,10 +477,6 @@ def _no_checkpoint(start: bytes) -> str | None:
         if text.startswith(begin):
             return what
     return None if start else "is empty"
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _reason(error: Exception) -> str:
