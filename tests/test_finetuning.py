@@ -37,7 +37,12 @@ def test_the_recipe_starts_from_a_run_and_says_how(caplog: pytest.LogCaptureFixt
     args = (
         command[1].replace("configs/finetune/images.yaml", str(RECIPE)).replace("PATH", str(root))
     )
-    small = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.num_workers=0"]
+    small = [
+        "--data.batch_size=4",
+        "--trainer.fast_dev_run=true",
+        "--trainer.accelerator=cpu",
+        "--data.num_workers=0",
+    ]
     experiment = cli.run([*args.split(), *small])
     shown = GUIDE.split("```\nmodel.weights: ")[1].split("```")[0]
     for line in shown.splitlines():
