@@ -23,7 +23,7 @@ from spanet_lightning.tracking import attach
 from spanet_lightning.tracking.browse import Store
 from spanet_lightning.tracking.logger import MLflowLogger
 from spanet_lightning.tracking.options import TrackingOptions
-from spanet_lightning.tracking.pictures import SpectrumPicture, picture_callbacks, series
+from spanet_lightning.tracking.pictures import SpectrumPicture, name_of, picture_callbacks
 from tests.helpers import DIGITS, refused
 from tests.test_analysis_shape_bias import HEADER, ROWS
 from tests.tracked import OPTIONS, Recorded, recorded  # noqa: F401 - a fixture
@@ -94,7 +94,7 @@ def test_a_line_of_the_configuration_draws_spectra_by_step():
     store = Store("sqlite:///mlflow.db")
     run = store.find("digits-spanetv2")
     files = [entry.path for entry in store.client.list_artifacts(run.id, "images")]
-    steps = {int(f.split("+")[2]) for f in files if series.name_of(f) == "feature spectra"}
+    steps = {int(f.split("+")[2]) for f in files if name_of(f) == "feature spectra"}
     assert steps == {2, 5}  # two epochs of three steps
     data = store.client.list_artifacts(run.id, "analysis/spectrum")
     assert [Path(entry.path).name for entry in data] == ["epoch-0001.npz", "epoch-0002.npz"]
@@ -166,8 +166,9 @@ def test_a_picture_of_spectra_shows_the_first_images_and_changes_nothing():
 def test_spectra_are_drawn_only_where_asked_for():
     kinds = [type(one) for one in picture_callbacks(TrackingOptions(), torch.nn.Module())]
     assert SpectrumPicture not in kinds
-    options = TrackingOptions(log_images_every_n_epochs=3, spectrum=5)
-    found = picture_callbacks(options, torch.nn.Module())
+    found = picture_callbacks(
+        TrackingOptions(log_images_every_n_epochs=3, spectrum=5), torch.nn.Module()
+    )
     (one,) = (c for c in found if isinstance(c, SpectrumPicture))
     assert (one.every, one.images) == (3, 5)
     for arguments in ({"every": 0}, {"images": 0}):

@@ -431,7 +431,7 @@ def test_a_third_spectral_gate_is_one_class_trained_exported_costed_and_drawn(mo
     from spanet_lightning.analysis import filters, models
     from spanet_lightning.cost import model_cost
     from spanet_lightning.export.fixed import fixed
-    from spanet_lightning.tracking.pictures import filters as pictures
+    from spanet_lightning.tracking import pictures
 
     monkeypatch.setitem(SRF_GATES, "gaussian", GaussianFilter)
     model = randomised_model(SPANetV2, srf_gate="gaussian", img_size=64)
@@ -447,7 +447,7 @@ def test_a_third_spectral_gate_is_one_class_trained_exported_costed_and_drawn(mo
     shown = filters.filters(subject, 64)
     sigma = model.stages[0].blocks[0].mixer.srf.width[0].item()
     assert shown[0].gain[8, 9] == pytest.approx(np.exp(-1 / (2 * sigma**2)))
-    assert pictures.draw(model, "now", 64) is not None
+    assert pictures.draw_filters(model, "now", 64) is not None
 
 
 def test_variant_rows_can_be_overridden():

@@ -18,7 +18,7 @@ from spanet_lightning.cli.predictions import PredictionWriter, colours_of, name_
 from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.errors import invalid
 from spanet_lightning.tasks import DetectionTask, SegmentationTask
-from spanet_lightning.tracking.pictures import series
+from spanet_lightning.tracking.pictures import is_due
 
 
 class Overlays(Callback):
@@ -70,7 +70,7 @@ class Overlays(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Predict once more what is to be drawn, and hand it to the tracker."""
-        if self._drawn >= self.count or not series.is_due(trainer, self.every):
+        if self._drawn >= self.count or not is_due(trainer, self.every):
             return
         found = pl_module.predict_step(batch)
         loggers = [lg for lg in trainer.loggers if isinstance(lg, tracking.MLflowLogger)]

@@ -15,8 +15,8 @@ class TrackingOptions:
     """What a run records beyond its metrics.
 
     Args:
-        log_images_every_n_epochs: Epochs between pictures for the tracker: confusion matrix, best
-            and worst predictions, spectral filters. The last epoch has them too; 0 draws none.
+        log_images_every_n_epochs: Epochs between pictures: confusion matrix, best and worst
+            predictions, spectral filters. The last epoch has them too; 0 draws none.
         predictions: Images in each picture of best and worst predictions.
         spectrum: Validation images of which the spectra of feature maps are drawn, block by block,
             with the other pictures; 0 draws none.

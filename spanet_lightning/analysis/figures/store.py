@@ -64,9 +64,7 @@ def require_matplotlib() -> None:
         ConfigError: If matplotlib is missing.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(
-            "figures: need matplotlib; install it with pip install 'spanet-lightning[plots]'"
-        )
+        raise ConfigError("figures: need matplotlib; install it with pip install matplotlib")
 
 
 def save(folder: Path, name: str, data: FigureData) -> list[Path]:
