@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import secrets
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +79,8 @@ def run(args: argparse.Namespace) -> None:
         print("Starting …", flush=True)
         if serve.wait_until_ready(servers, asked_to_stop):
             for server in servers:
-                print(f"{server.name}: {server.address}{server.page}", flush=True)
-                if server.hint:
-                    print(f"  {server.hint}", flush=True)
+                page = _runs_page(server.address) if server.name == "MLflow" else ""
+                print(f"{server.name}: {server.address}{page}", flush=True)
             print("Ctrl-C stops.", flush=True)
         while not asked_to_stop:
             for server in servers:
@@ -161,10 +162,23 @@ def _mlflow(args: argparse.Namespace, uri: str) -> Server:
         f"http://{host}:{args.port}",
         "/health",
         environment,
-        page="/#/experiments",
-        # Its pages for language models come first, and a browser alone can choose the others.
-        hint="Click 'Model training' at its top left, once: the browser remembers it.",
     )
+
+
+def _runs_page(address: str) -> str:
+    """Return the page of the newest experiment's runs; MLflow opens on those of language models."""
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        f"{address}/api/2.0/mlflow/experiments/search",
+        data=json.dumps({"max_results": 1, "order_by": ["last_update_time DESC"]}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    path = "experiments"
+    with (
+        contextlib.suppress(OSError, ValueError, LookupError),  # such as one that asks for a user
+        urllib.request.urlopen(request, timeout=10) as answer,  # noqa: S310
+    ):
+        path += f"/{json.load(answer)['experiments'][0]['experiment_id']}/runs"
+    return f"/#/{path}?workflowType=machine_learning"
 
 
 def _optuna(args: argparse.Namespace) -> Server:
