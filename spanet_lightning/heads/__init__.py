@@ -1,4 +1,4 @@
-"""Heads for detection and segmentation on any backbone of four levels.
+"""Detectors and segmentation heads on any backbone with four pyramid levels.
 
 Knows the backbones' feature contract, torch and torchvision.
 """

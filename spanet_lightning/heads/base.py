@@ -1,4 +1,4 @@
-"""What every dense model is: a backbone, a norm for each of its levels, and a head on top.
+"""What every dense model is: a backbone, a norm for each pyramid level, and a head on top.
 
 A head is described by a value of the configuration (`DetectionHead`, `SegmentationHead`), which
 builds its layers once the backbone's channels and the number of classes are known.
@@ -6,11 +6,13 @@ builds its layers once the backbone's channels and the number of classes are kno
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,14 +28,14 @@ STRIDES = (4, 8, 16, 32)
 
 
 class Detections(TypedDict):
-    """What a detector finds in one image.
+    """The objects detected in one image.
 
     Attributes:
         boxes: Corners (x1, y1, x2, y2) in pixels, shape (N, 4), best first.
         scores: In [0, 1], shape (N,).
         labels: 1 to the number of classes, shape (N,).
-        mask_probs: Probability of the object in its box, (N, 28, 28); with instance masks alone.
-        masks: The same in the whole image, (N, H, W), bool; once it is pasted there.
+        mask_probs: Probability of the object inside its box, (N, 28, 28); with instance masks only.
+        masks: The same in the whole image, (N, H, W), bool; once they are pasted there.
     """
 
     boxes: Tensor
@@ -52,18 +54,38 @@ class DenseLayers(nn.Module, ABC):
             mmdetection and mmsegmentation.
         background_last: Pattern of our names whose first row is the background, which official
             checkpoints have last; empty where there is none.
+        first_version_rules: Pairs of a pattern and what replaces it, which turn the names of the
+            first version's checkpoints into ours. Such checkpoints load by `load_state_dict`.
     """
 
     first_level: ClassVar[int] = 0
     official_rules: Rules = ()
     background_last: str = ""
+    first_version_rules: Rules = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_rename_first_version)  # type: ignore[no-untyped-call]
 
     @abstractmethod
-    def work(self, features: Sequence[Tensor]) -> None:
-        """Run the layers that one test image runs, as often as published figures count them.
+    def cost_forward(self, features: Sequence[Tensor]) -> None:
+        """Run the layers of one test image as often as published costs count them.
 
-        For counting alone: nothing is selected, so that it works without values.
+        For counting only: nothing is selected, so that it works without values.
         """
+
+
+def _rename_first_version(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give tensors of a first version's checkpoint their present names, in their order."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[prefix + renamed(module, key[len(prefix) :])] = state.pop(key)
+
+
+def renamed(layers: DenseLayers, name: str) -> str:
+    """Return the present name of a tensor of a head, which the first version's may stand for."""
+    for pattern, replacement in layers.first_version_rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 class DetectionLayers(DenseLayers):
@@ -89,7 +111,7 @@ class DetectionLayers(DenseLayers):
 
     @abstractmethod
     def detect(self, features: Sequence[Tensor], sizes: Sequence[Size]) -> list[Detections]:
-        """Return what is found in each image, in pixels of the images before padding.
+        """Return the detections of each image, in pixels of the images before padding.
 
         Args:
             features: The backbone's four levels.
@@ -98,11 +120,22 @@ class DetectionLayers(DenseLayers):
 
 
 class SegmentationLayers(DenseLayers):
-    """The layers of a segmentation head."""
+    """The layers of a segmentation head.
+
+    Attributes:
+        min_train_images: Images that a batch of training needs, of all devices if batch norms are
+            synchronised.
+    """
+
+    min_train_images: ClassVar[int] = 1
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> Float[Tensor, "b k h w"]:
         """Return logits (B, classes, H/4, W/4) of the backbone's four levels."""
+
+    def cost_forward(self, features: Sequence[Tensor]) -> None:
+        """Run the head once, without the auxiliary one, which evaluation does not need."""
+        self(features)
 
     def auxiliary(self, features: Sequence[Tensor]) -> tuple[Tensor, float] | None:  # noqa: ARG002
         """Return the logits of an auxiliary head and the weight of their loss, if there is one."""
@@ -209,14 +242,24 @@ class DenseModel(nn.Module):
         normed = zip(self.output_norms, levels, strict=True)
         return [norm(x) if i >= first else x for i, (norm, x) in enumerate(normed)]
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Tensor:
-        """Run what one test image runs, for counting; return the last level.
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Tensor | list[Detections]:
+        """Return the inference result of images without padding.
 
-        Tasks call `features` and the head itself, which need sizes or targets beside the images.
+        Detections of each image in pixels; or logits of each pixel, (B, classes, H, W).
         """
-        features = self.features(images)
-        self.head.work(features)
-        return features[-1]
+        features, size = self.features(images), images.shape[-2:]
+        if isinstance(self.head, DetectionLayers):
+            return self.head.detect(features, [tuple(size)] * len(images))
+        return resize(self.head(features).float(), size)
+
+    def cost_forward(self, images: Float[Tensor, "b c h w"]) -> None:
+        """Run what published costs count for one test image; see `DenseLayers.cost_forward`."""
+        self.head.cost_forward(self.features(images))
+
+
+def resize(x: Float[Tensor, "b c h w"], size: Sequence[int]) -> Float[Tensor, "b c i j"]:
+    """Return maps resized bilinearly to (height, width), corners not aligned."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def pyramid_levels(backbone: Backbone) -> list[int]:

@@ -1,4 +1,4 @@
-"""Boxes: anchors, their coding as deltas, and which object a box is to learn.
+"""Boxes: anchors, their encoding as deltas, matching with ground truth, sampling, NMS.
 
 torchvision's own anchors, coder and matcher differ from the published configuration: they round
 anchors to whole pixels, clamp deltas on one side alone, and give an object's best box back to
@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
-Size = Sequence[int]  # height, width; a list once a loader has pinned it
+from spanet_lightning.heads.base import Detections, Size
+
 Boxes = Float[Tensor, "n 4"]
 
 NEGATIVE = -1
@@ -89,25 +91,18 @@ def decode(
     w = aw * dw.clamp(-LOG_RATIO, LOG_RATIO).exp()
     h = ah * dh.clamp(-LOG_RATIO, LOG_RATIO).exp()
     boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)
-    return boxes if size is None else clip(boxes, size)
-
-
-def clip(boxes: Boxes, size: Size) -> Boxes:
-    """Return boxes cut off at the borders of an image of (height, width) pixels."""
-    height, width = size
-    limit = boxes.new_tensor([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), limit)
+    return boxes if size is None else clip_boxes_to_image(boxes, tuple(size))
 
 
 def inside(boxes: Boxes, size: Size) -> Tensor:
-    """Tell which boxes don't cross the borders of an image of (height, width) pixels."""
+    """Return which boxes don't cross the borders of an image of (height, width) pixels."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     return (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
 
 
-def proper(boxes: Boxes) -> Tensor:
-    """Tell which boxes have an area: the least size is 0, and not a pixel as in torchvision."""
+def has_area(boxes: Boxes) -> Tensor:
+    """Return which boxes have an area: the least size is 0, and not a pixel as in torchvision."""
     return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
@@ -117,9 +112,9 @@ def assign(
     negative: float,
     low_quality: float | None = None,
 ) -> Int[Tensor, " n"]:
-    """Return for each of n boxes the object that it is to learn, `NEGATIVE` or `IGNORED`.
+    """Return for each of n boxes its ground-truth object, `NEGATIVE` or `IGNORED`.
 
-    A box whose largest IoU is at least `positive` takes that object; below `negative` it is
+    A box whose largest IoU is at least `positive` is matched to that object; below `negative` it is
     background; between, it is left out. With `low_quality`, an object whose best box overlaps by at
     least that much gets that box (or all boxes that share the maximum), whatever else these
     overlap; of two objects with one best box the later one wins.
@@ -134,37 +129,82 @@ def assign(
     if objects == 0 or count == 0:
         return torch.full((count,), NEGATIVE, dtype=torch.int64, device=iou.device)
     best, which = iou.max(dim=0)
-    taken = torch.full_like(which, IGNORED)
-    taken[best < negative] = NEGATIVE
-    taken = torch.where(best >= positive, which, taken)
+    matched_idxs = torch.full_like(which, IGNORED)
+    matched_idxs[best < negative] = NEGATIVE
+    matched_idxs = torch.where(best >= positive, which, matched_idxs)
     if low_quality is not None:
         most = iou.max(dim=1).values
         shared = (iou == most[:, None]) & (most >= low_quality)[:, None]
         index = torch.arange(1, objects + 1, device=iou.device)[:, None]
         last = (shared * index).max(dim=0).values  # 0 where no object claims the box
-        taken = torch.where(last > 0, last - 1, taken)
-    return taken
+        matched_idxs = torch.where(last > 0, last - 1, matched_idxs)
+    return matched_idxs
 
 
 def sample(
-    taken: Int[Tensor, " n"], count: int, positive_share: float
+    matched_idxs: Int[Tensor, " n"], count: int, positive_share: float
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " q"]]:
-    """Draw at random at most `count` boxes, at most a share of them positive; fill with negatives.
+    """Sample at most `count` boxes at random, at most a share of them positive.
 
     Args:
-        taken: What `assign` returned.
-        count: Boxes to draw.
+        matched_idxs: What `assign` returned.
+        count: Boxes to sample.
         positive_share: Largest share of positive ones, in [0, 1].
 
     Returns:
         The indices of positive and of negative boxes.
     """
 
-    def draw(index: Tensor, wanted: int) -> Tensor:
+    def subsample(index: Tensor, wanted: int) -> Tensor:
         if len(index) <= wanted:
             return index
         return index[torch.randperm(len(index), device=index.device)[:wanted]]
 
-    positives = draw((taken >= 0).nonzero()[:, 0], int(count * positive_share))
-    negatives = draw((taken == NEGATIVE).nonzero()[:, 0], count - len(positives))
+    positives = subsample((matched_idxs >= 0).nonzero()[:, 0], int(count * positive_share))
+    negatives = subsample((matched_idxs == NEGATIVE).nonzero()[:, 0], count - len(positives))
     return positives, negatives
+
+
+def per_anchor(maps: Float[Tensor, "b c h w"], values: int) -> Float[Tensor, "b n v"]:
+    """Return a level's predictions anchor by anchor: (B, H·W·A, values), from A·values channels."""
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values)
+
+
+def pyramid_anchors(
+    maps: Sequence[Tensor],
+    strides: Sequence[int],
+    scale: float,
+    octaves: int,
+    ratios: Sequence[float],
+) -> list[Tensor]:
+    """Return the anchors of each level in pixels, in the order of `per_anchor`."""
+    anchors = []
+    for level, stride in zip(maps, strides, strict=True):
+        height, width = level.shape[-2:]
+        # Built in float32 whatever the features' type: half precision can't tell 2049 from 2048.
+        base = base_anchors(stride, scale, octaves, ratios).to(level.device)
+        anchors.append(grid_anchors(base, stride, height, width))
+    return anchors
+
+
+def nms(boxes: Boxes, scores: Tensor, labels: Tensor, iou: float, count: int) -> Tensor:
+    """Return the indices of at most `count` boxes, best first, after NMS within each label."""
+    keep: Tensor = batched_nms(boxes.float(), scores.float(), labels, iou)
+    return keep[:count]
+
+
+def select(boxes: Boxes, scores: Tensor, labels: Tensor, iou: float, count: int) -> Detections:
+    """Return at most `count` detections, best first, after NMS within each class.
+
+    Boxes without area, such as those clipped at the image's border, are dropped.
+    """
+    area = has_area(boxes)
+    boxes, scores, labels = boxes[area], scores[area], labels[area]
+    keep = nms(boxes, scores, labels, iou, count)
+    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+def rescale(boxes: Boxes, size: Size, original: Size) -> Boxes:
+    """Return boxes of an image of `size` (height, width) in pixels of the same image stored."""
+    y, x = original[0] / size[0], original[1] / size[1]
+    return boxes * boxes.new_tensor([x, y, x, y])

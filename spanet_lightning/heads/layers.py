@@ -1,76 +1,72 @@
-"""What the dense heads share: convolutions with their published initialisation, batch norms."""
+"""What the dense heads share: pyramid, convolutions with their published initialisation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor, nn
-
-from spanet_lightning.errors import invalid_choice
-
-HeadNorm = Literal["batch", "sync"]
-"""Batch norm of a head: of each device's own images, or of those of all devices."""
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 Init = Callable[[nn.Module], None]
+Extra = Literal["none", "pool", "conv"]
 
 
-class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all devices: torch's SyncBatchNorm, but on CPUs as well.
+class FPN(FeaturePyramidNetwork):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's feature pyramid network (arXiv:1612.03144) with its published initialisation.
 
-    One configuration has to run on both, and several CPU processes have to train as one. It is no
-    subclass of torch's, which DDP refuses on CPUs. On a single device it is a plain batch norm.
+    - `extra="pool"`: P6 is every second pixel of P5 (Mask R-CNN; for its proposals only).
+    - `extra="conv"`: P6 is a 3×3 convolution of stride 2 on the backbone's last level, P7 the same
+      on P6, **without** a ReLU between them (as published; torchvision's has one).
+
+    Args:
+        channels: Channels of the backbone's levels that are read, finest first.
+        out_channels: Channels of every level of the pyramid.
+        extra: The coarser levels that are added.
     """
 
-    process_group = None  # all processes
-    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+    def __init__(self, channels: Sequence[int], out_channels: int, extra: Extra = "none") -> None:
+        blocks: dict[Extra, Callable[[], ExtraFPNBlock | None]] = {
+            "none": lambda: None,
+            "pool": LastLevelMaxPool,
+            "conv": lambda: _LastLevelP6P7(channels[-1], out_channels),
+        }
+        super().__init__(list(channels), out_channels, blocks[extra]())
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                init_xavier(layer)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return `x` normalised over (B, H, W), of all devices in training; same shape."""
-        if not self.training or devices() == 1:
-            return super().forward(x)
-        if x.is_cuda:
-            fused: Tensor = nn.SyncBatchNorm.forward(self, x)  # type: ignore[arg-type]
-            return fused
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        return self._over_processes(x)
-
-    def _over_processes(self, x: Tensor) -> Tensor:
-        ones = x.new_full((1,), x.numel() / x.shape[1])
-        total = _SumOverDevices.apply(torch.cat([x.sum(dim=(0, 2, 3)), ones]))
-        count = total[-1].detach()
-        mean = total[:-1] / count
-        centred = x - mean[:, None, None]
-        var = _SumOverDevices.apply(centred.square().sum(dim=(0, 2, 3))) / count
-        if self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                momentum = self.momentum or 0.0
-                self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(var * count / (count - 1), momentum)
-        y: Tensor = centred * torch.rsqrt(var + self.eps)[:, None, None]
-        if self.affine:
-            y = y * self.weight[:, None, None] + self.bias[:, None, None]
-        return y
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Return the pyramid's levels, finest first, each (B, out_channels, H_l, W_l)."""
+        levels: dict[str, Tensor] = super().forward({str(i): level for i, level in enumerate(x)})
+        return list(levels.values())
 
 
-class _SumOverDevices(torch.autograd.Function):
-    """The sum of a tensor over all devices; its gradient is the sum of theirs."""
+class _LastLevelP6P7(ExtraFPNBlock):  # type: ignore[misc]
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004 - autograd's signature
-        total = x.detach().clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Return the pyramid and its names with P6 and P7."""
+        p6 = self.p6(x[-1])
+        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
+
+FPN_OFFICIAL_RULES = (
+    (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", r"neck.inner_blocks.\1.0.\2"),
+    (r"neck\.fpn_convs\.(\d)\.conv\.(.+)", r"neck.layer_blocks.\1.0.\2"),
+)
+FPN_FIRST_VERSION_RULES = (
+    (r"^neck\.laterals\.(\d)\.", r"neck.inner_blocks.\1.0."),
+    (r"^neck\.outputs\.(\d)\.", r"neck.layer_blocks.\1.0."),
+)
 
 
 def devices() -> int:
@@ -96,32 +92,22 @@ def mean_over_devices(count: int, like: Tensor) -> Tensor | float:
     return total.clamp(min=1) / devices()
 
 
-def batch_norm(kind: HeadNorm, channels: int) -> nn.Module:
-    """Return the batch norm of `channels` channels.
-
-    Raises:
-        ConfigError: If there is no such kind.
-    """
-    if kind not in get_args(HeadNorm):
-        raise invalid_choice("norm", kind, get_args(HeadNorm))
-    return SyncBatchNorm(channels) if kind == "sync" else nn.BatchNorm2d(channels)
-
-
-class ConvNormReLU(nn.Sequential):
-    """Convolution without bias, batch norm, ReLU: the unit of every head that normalises.
+class ConvModule(nn.Sequential):
+    """Convolution without bias, batch norm, ReLU: mmcv's unit, with its names.
 
     Args:
         channels: Channels in.
-        out: Channels out.
+        out_channels: Channels out.
         kernel_size: Side of the kernel in pixels, odd; the output keeps the input's size.
-        norm: Which batch norm.
     """
 
-    def __init__(self, channels: int, out: int, kernel_size: int, norm: HeadNorm) -> None:
+    def __init__(self, channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = batch_norm(norm, out)
-        self.relu = nn.ReLU()
+        self.conv = nn.Conv2d(
+            channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.activate = nn.ReLU()
         init_kaiming(self.conv)
 
 
@@ -144,8 +130,9 @@ def init_normal(std: float, bias: float = 0.0) -> Init:
     return init
 
 
-def init_xavier(layer: nn.Conv2d | nn.Linear) -> None:
-    """Draw weights uniformly after Glorot; zero the biases."""
+def init_xavier(layer: nn.Module) -> None:
+    """Initialise weights uniformly after Glorot; zero the biases."""
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))  # noqa: S101 - for the type checker
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,16 +21,18 @@ from spanet_lightning.heads.base import (
     Rules,
     Size,
 )
-from spanet_lightning.heads.boxes import assign, decode, encode, sample
-from spanet_lightning.heads.layers import mean_over_devices
-from spanet_lightning.heads.levels import select
-from spanet_lightning.heads.necks import FPN
+from spanet_lightning.heads.boxes import assign, decode, encode, sample, select
+from spanet_lightning.heads.layers import (
+    FPN,
+    FPN_FIRST_VERSION_RULES,
+    FPN_OFFICIAL_RULES,
+    mean_over_devices,
+)
 from spanet_lightning.heads.roi import (
-    BOX_CELLS,
-    MASK_CELLS,
+    BOX_SIZE,
+    MASK_SIZE,
     BoxHead,
     MaskHead,
-    mask_loss,
     mask_targets,
     pool_rois,
 )
@@ -37,19 +40,91 @@ from spanet_lightning.heads.rpn import RPN
 
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 POSITIVE_IOU = 0.5
-POSITIVE_SHARE = 0.25
-# What published costs of two-stage detectors are counted with.
+POSITIVE_FRACTION = 0.25
+# Regions per image that published costs of two-stage detectors are counted with.
 COUNTED_PROPOSALS, COUNTED_DETECTIONS = 1000, 100
 
-FPN_RULES: Rules = (
-    (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", r"neck.laterals.\1.\2"),
-    (r"neck\.fpn_convs\.(\d)\.conv\.(.+)", r"neck.outputs.\1.\2"),
-)
-RPN_RULES: Rules = (
+RPN_OFFICIAL_RULES: Rules = (
+    *FPN_OFFICIAL_RULES,
     (r"rpn_head\.rpn_conv\.(.+)", r"rpn.conv.\1"),
-    (r"rpn_head\.rpn_cls\.(.+)", r"rpn.objectness.\1"),
-    (r"rpn_head\.rpn_reg\.(.+)", r"rpn.deltas.\1"),
+    (r"rpn_head\.rpn_cls\.(.+)", r"rpn.cls_logits.\1"),
+    (r"rpn_head\.rpn_reg\.(.+)", r"rpn.bbox_pred.\1"),
 )
+RCNN_FIRST_VERSION_RULES: Rules = (
+    *FPN_FIRST_VERSION_RULES,
+    (r"^rpn\.objectness\.", "rpn.cls_logits."),
+    (r"^rpn\.deltas\.", "rpn.bbox_pred."),
+    (r"^(box_heads?(?:\.\d)?)\.classes\.", r"\1.cls_logits."),
+    (r"^(box_heads?(?:\.\d)?)\.deltas\.", r"\1.bbox_pred."),
+    (r"^(box_heads\.\d\.convs\.\d)\.norm\.", r"\1.bn."),
+    (r"^(mask_heads?(?:\.\d)?)\.classes\.", r"\1.mask_logits."),
+)
+
+
+@dataclass(frozen=True)
+class FasterRCNN(DetectionHead):
+    """Faster R-CNN with a feature pyramid: `MaskRCNN` without the masks.
+
+    Args:
+        out_channels: Channels of the pyramid and the heads.
+        fc_dim: Width of the box head's fully connected layers.
+        anchor_scale: Side of a level's square anchor over its stride. The published 8 gives 32 to
+            512 pixels; small images need smaller ones.
+        rpn_post_nms_top_n_train: Proposals per image in training.
+        rpn_post_nms_top_n_test: Proposals per image in evaluation.
+        box_batch_size_per_image: Boxes per image that the box head learns from.
+        box_score_thresh: Score that a detection must exceed.
+        box_nms_thresh: IoU above which the lower-scoring of two boxes of one class is dropped.
+        detections_per_img: Maximum number of detections per image.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    out_channels: int = 256
+    fc_dim: int = 1024
+    anchor_scale: float = 8.0
+    rpn_post_nms_top_n_train: int = 1000
+    rpn_post_nms_top_n_test: int = 1000
+    box_batch_size_per_image: int = 512
+    box_score_thresh: float = 0.05
+    box_nms_thresh: float = 0.5
+    detections_per_img: int = 100
+
+    def __post_init__(self) -> None:
+        for key in (
+            "out_channels",
+            "fc_dim",
+            "rpn_post_nms_top_n_train",
+            "rpn_post_nms_top_n_test",
+            "detections_per_img",
+        ):
+            positive_int(key, getattr(self, key))
+        positive_int("box_batch_size_per_image", self.box_batch_size_per_image, 4)
+        positive("anchor_scale", self.anchor_scale)
+        for key in ("box_score_thresh", "box_nms_thresh"):
+            fraction(key, getattr(self, key))
+
+    def build(self, channels: Sequence[int], num_classes: int) -> RCNNLayers:
+        """Return the layers for a backbone with these channels per level."""
+        return FasterRCNNLayers(self, channels, num_classes)
+
+
+@dataclass(frozen=True)
+class MaskRCNN(FasterRCNN):
+    """Mask R-CNN as both papers trained it (arXiv:1703.06870; the official configurations).
+
+    Unlike in torchvision, anchors are not rounded, RoIAlign is aligned and takes as many samples as
+    a cell has pixels, box losses are plain L1, and boxes have no minimum size.
+
+    The arguments are those of `FasterRCNN`.
+    """
+
+    has_masks: ClassVar[bool] = True
+
+    def build(self, channels: Sequence[int], num_classes: int) -> RCNNLayers:
+        """Return the layers for a backbone with these channels per level."""
+        return MaskRCNNLayers(self, channels, num_classes)
 
 
 class Sampled(NamedTuple):
@@ -58,14 +133,24 @@ class Sampled(NamedTuple):
     Attributes:
         boxes: (n, 4), in pixels.
         labels: Class of each, 0 for background, (n,).
-        objects: Which object each positive box belongs to, (p,).
+        matched_idxs: The object of each positive box, (p,).
         is_object: Whether a box is an object's own, added to the proposals, (n,).
     """
 
     boxes: Tensor
     labels: Tensor
-    objects: Tensor
+    matched_idxs: Tensor
     is_object: Tensor
+
+    @property
+    def positive_boxes(self) -> Tensor:
+        """The boxes that are matched to objects, (p, 4)."""
+        return self.boxes[: len(self.matched_idxs)]
+
+    @property
+    def positive_labels(self) -> Tensor:
+        """Their labels, (p,)."""
+        return self.labels[: len(self.matched_idxs)]
 
 
 def sample_rois(
@@ -76,7 +161,7 @@ def sample_rois(
     low_quality: bool,
     count: int,
 ) -> Sampled:
-    """Choose the boxes of one image to learn from; the objects' own boxes take part.
+    """Sample the boxes of one image to learn from; the objects' own boxes take part.
 
     Args:
         proposals: Proposed boxes in pixels.
@@ -84,127 +169,111 @@ def sample_rois(
         positive_iou: IoU from which a proposal is positive; below, it is background.
         low_quality: Whether an object's best proposal is its own if it reaches `positive_iou`,
             whatever else it overlaps more.
-        count: Boxes to draw, a quarter of them positive at most.
+        count: Boxes to sample, a quarter of them positive at most.
     """
     objects, labels = target["boxes"], target["labels"]
-    taken = assign(
+    matched_idxs = assign(
         box_iou(objects, proposals),
         positive_iou,
         positive_iou,
         positive_iou if low_quality else None,
     )
-    own = torch.arange(len(objects), device=taken.device)
-    taken = torch.cat([own, taken])
+    own = torch.arange(len(objects), device=matched_idxs.device)
+    matched_idxs = torch.cat([own, matched_idxs])
     boxes = torch.cat([objects, proposals])
-    positive, negative = sample(taken, count, POSITIVE_SHARE)
-    chosen = torch.cat([positive, negative])
-    matched = taken[positive]
+    positive, negative = sample(matched_idxs, count, POSITIVE_FRACTION)
+    sampled = torch.cat([positive, negative])
+    matched = matched_idxs[positive]
     background = labels.new_zeros(len(negative))
     return Sampled(
-        boxes[chosen], torch.cat([labels[matched], background]), matched, chosen < len(objects)
+        boxes[sampled], torch.cat([labels[matched], background]), matched, sampled < len(objects)
     )
 
 
-def class_loss(logits: Float[Tensor, "n labels"], labels: Tensor) -> Tensor:
-    """Return the cross-entropy summed over boxes and divided by their number, on all devices."""
-    total = F.cross_entropy(logits, labels, reduction="sum")
-    return total / mean_over_devices(len(labels), like=logits)
-
-
-def own_deltas(deltas: Float[Tensor, "n k 4"], labels: Tensor) -> Float[Tensor, "n 4"]:
-    """Return each box's deltas of its class; labels from 1 on."""
-    return deltas[torch.arange(len(deltas), device=deltas.device), labels - 1]
-
-
-class FasterRCNN(DetectionHead):
-    """Faster R-CNN with a feature pyramid, as Mask R-CNN below without the masks.
+class RCNNLayers(DetectionLayers):
+    """What the two-stage detectors share: pyramid and proposals.
 
     Args:
-        width: Channels of the pyramid and the heads.
-        hidden: Width of the box head's two fully connected layers.
-        anchor_scale: Side of a level's square anchor over its stride. The published 8 gives 32 to
-            512 pixels; small images need smaller ones.
-        train_proposals: Proposals of an image in training.
-        test_proposals: Proposals of an image in evaluation.
-        samples: Boxes of an image that the box head learns from.
-        score_threshold: Score that a detection must exceed.
-        nms_iou: Overlap above which the lesser of two boxes of one class is dropped.
-        max_detections: Most detections of an image.
-
-    Raises:
-        ConfigError: If a value is out of its range.
+        config: The head's settings.
+        channels: Channels of the backbone's levels.
+        smooth_l1_beta: Of the RPN's box loss.
+        drop_outside: Whether the RPN ignores anchors that cross the border.
     """
+
+    first_version_rules: Rules = RCNN_FIRST_VERSION_RULES
 
     def __init__(
         self,
-        width: int = 256,
-        hidden: int = 1024,
-        anchor_scale: float = 8.0,
-        train_proposals: int = 1000,
-        test_proposals: int = 1000,
-        samples: int = 512,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.5,
-        max_detections: int = 100,
+        config: FasterRCNN,
+        channels: Sequence[int],
+        smooth_l1_beta: float = 0.0,
+        drop_outside: bool = False,
     ) -> None:
-        self.width = positive_int("width", width)
-        self.hidden = positive_int("hidden", hidden)
-        self.anchor_scale = positive("anchor_scale", anchor_scale)
-        self.train_proposals = positive_int("train_proposals", train_proposals)
-        self.test_proposals = positive_int("test_proposals", test_proposals)
-        self.samples = positive_int("samples", samples, 4)
-        self.score_threshold = fraction("score_threshold", score_threshold)
-        self.nms_iou = fraction("nms_iou", nms_iou)
-        self.max_detections = positive_int("max_detections", max_detections)
+        super().__init__()
+        self.config = config
+        self.neck = FPN(channels, config.out_channels, extra="pool")
+        self.rpn = RPN(
+            config.out_channels,
+            config.anchor_scale,
+            smooth_l1_beta=smooth_l1_beta,
+            drop_outside=drop_outside,
+            post_nms_top_n_train=config.rpn_post_nms_top_n_train,
+            post_nms_top_n_test=config.rpn_post_nms_top_n_test,
+        )
 
-    def build(self, channels: Sequence[int], num_classes: int) -> FasterRCNNLayers:
-        """Return the layers for a backbone with these channels a level."""
-        return FasterRCNNLayers(self, channels, num_classes)
+    def _regions(self, like: Tensor, count: int, size: int) -> Tensor:
+        """Return an empty tensor as pooling gives it for `count` regions, for counting."""
+        return like.new_empty(count, self.config.out_channels, size, size)
+
+    def _select(
+        self,
+        boxes: Float[Tensor, "n 4"],
+        scores: Float[Tensor, "n labels"],
+        deltas: Float[Tensor, "n k 4"],
+        stds: Sequence[float],
+        size: Size,
+    ) -> Detections:
+        """Return the detections of one image from its regions: threshold, refinement, NMS.
+
+        Args:
+            boxes: The regions in pixels.
+            scores: Probability of each label, background first.
+            deltas: Refinement of each region for each class.
+            stds: What the deltas were divided by.
+            size: Height and width of the image in pixels.
+        """
+        config = self.config
+        region, label = (scores[:, 1:] > config.box_score_thresh).nonzero(as_tuple=True)
+        refined = decode(deltas[region, label], boxes[region], stds, size)
+        return select(
+            refined,
+            scores[region, label + 1],
+            label + 1,
+            config.box_nms_thresh,
+            config.detections_per_img,
+        )
 
 
-class MaskRCNN(FasterRCNN):
-    """Mask R-CNN as both papers trained it (arXiv:1703.06870; the official configurations).
-
-    Beside torchvision's: unrounded anchors, aligned RoIAlign with as many samples as a cell has
-    pixels, plain L1 losses, and no least size of a box. The arguments are those of `FasterRCNN`.
-    """
-
-    has_masks: ClassVar[bool] = True
-
-    def build(self, channels: Sequence[int], num_classes: int) -> MaskRCNNLayers:
-        """Return the layers for a backbone with these channels a level."""
-        return MaskRCNNLayers(self, channels, num_classes)
-
-
-class FasterRCNNLayers(DetectionLayers):
+class FasterRCNNLayers(RCNNLayers):
     """The layers of `FasterRCNN`: pyramid, proposals, box head."""
 
-    background_last = r"box_head\.classes\..+"
+    background_last = r"box_head\.cls_logits\..+"
     official_rules: Rules = (
-        *FPN_RULES,
-        *RPN_RULES,
+        *RPN_OFFICIAL_RULES,
         (r"roi_head\.bbox_head\.shared_fcs\.(\d)\.(.+)", r"box_head.fcs.\1.\2"),
-        (r"roi_head\.bbox_head\.fc_cls\.(.+)", r"box_head.classes.\1"),
-        (r"roi_head\.bbox_head\.fc_reg\.(.+)", r"box_head.deltas.\1"),
+        (r"roi_head\.bbox_head\.fc_cls\.(.+)", r"box_head.cls_logits.\1"),
+        (r"roi_head\.bbox_head\.fc_reg\.(.+)", r"box_head.bbox_pred.\1"),
     )
 
     def __init__(self, config: FasterRCNN, channels: Sequence[int], num_classes: int) -> None:
-        super().__init__()
-        self.config = config
-        self.neck = FPN(channels, config.width, extra="pool")
-        self.rpn = RPN(
-            config.width,
-            config.anchor_scale,
-            train_proposals=config.train_proposals,
-            test_proposals=config.test_proposals,
-        )
-        self.box_head = BoxHead(config.width, config.hidden, num_classes)
+        super().__init__(config, channels)
+        self.box_head = BoxHead(config.out_channels, config.fc_dim, num_classes)
 
-    def work(self, features: Sequence[Tensor]) -> None:
+    def cost_forward(self, features: Sequence[Tensor]) -> None:
         """Run pyramid and proposals, and the box head on 1000 regions."""
         levels = self.neck(features)
         self.rpn(levels)
-        self.box_head(regions(levels[0], COUNTED_PROPOSALS, self.config.width, BOX_CELLS))
+        self.box_head(self._regions(levels[0], COUNTED_PROPOSALS, BOX_SIZE))
 
     def losses(
         self,
@@ -219,58 +288,59 @@ class FasterRCNNLayers(DetectionLayers):
         levels = self.neck(features)
         predicted = self.rpn(levels)
         losses = self.rpn.losses(predicted, sizes, targets)
-        proposals = self.rpn.proposals(predicted, sizes)
         sampled = [
             sample_rois(
                 boxes,
                 target,
                 positive_iou=POSITIVE_IOU,
                 low_quality=True,
-                count=self.config.samples,
+                count=self.config.box_batch_size_per_image,
             )
-            for boxes, target in zip(proposals, targets, strict=True)
+            for boxes, target in zip(self.rpn.proposals(predicted, sizes), targets, strict=True)
         ]
-        pooled = pool_rois(levels, [s.boxes for s in sampled], BOX_CELLS)
-        logits, deltas = self.box_head(pooled)
+        logits, deltas = self.box_head(pool_rois(levels, [s.boxes for s in sampled], BOX_SIZE))
         labels = torch.cat([s.labels for s in sampled])
         positive = labels > 0
-        goals = [
-            encode(t["boxes"][s.objects], s.boxes[: len(s.objects)], BOX_STDS)
+        regression_targets = [
+            encode(t["boxes"][s.matched_idxs], s.positive_boxes, BOX_STDS)
             for s, t in zip(sampled, targets, strict=True)
         ]
-        ours = own_deltas(deltas[positive], labels[positive])
-        box = F.l1_loss(ours, torch.cat(goals), reduction="sum") + deltas.sum() * 0
+        own = own_deltas(deltas[positive], labels[positive])
+        box = F.l1_loss(own, torch.cat(regression_targets), reduction="sum") + deltas.sum() * 0
         share = mean_over_devices(len(labels), like=box)
         losses |= {"class": class_loss(logits, labels), "box": box / share}
         return losses | self._mask_losses(levels, sampled, targets)
 
     def _mask_losses(
-        self, levels: Sequence[Tensor], sampled: Sequence[Sampled], targets: Sequence[Any]
+        self,
+        levels: Sequence[Tensor],  # noqa: ARG002 - of heads with masks
+        sampled: Sequence[Sampled],  # noqa: ARG002
+        targets: Sequence[Any],  # noqa: ARG002
     ) -> Losses:
-        del levels, sampled, targets
         return {}
 
     def detect(self, features: Sequence[Tensor], sizes: Sequence[Size]) -> list[Detections]:
-        """Return what is found in each image: NMS by class over the refined proposals."""
+        """Return the detections of each image: NMS by class over the refined proposals."""
         levels = self.neck(features)
         proposals = self.rpn.proposals(self.rpn(levels), sizes)
-        logits, deltas = self.box_head(pool_rois(levels, proposals, BOX_CELLS))
+        logits, deltas = self.box_head(pool_rois(levels, proposals, BOX_SIZE))
         counts = [len(boxes) for boxes in proposals]
-        found = [
-            select_by_class(boxes, scores, moves, BOX_STDS, size, self.config)
-            for boxes, scores, moves, size in zip(
-                proposals,
-                torch.split(logits.softmax(-1), counts),
-                torch.split(deltas, counts),
-                sizes,
-                strict=True,
-            )
-        ]
-        return self._add_masks(levels, found)
+        parts = zip(
+            proposals,
+            torch.split(logits.softmax(-1), counts),
+            torch.split(deltas, counts),
+            sizes,
+            strict=True,
+        )
+        detections = [self._select(b, s, d, BOX_STDS, size) for b, s, d, size in parts]
+        return self._add_masks(levels, detections)
 
-    def _add_masks(self, levels: Sequence[Tensor], found: list[Detections]) -> list[Detections]:
-        del levels
-        return found
+    def _add_masks(
+        self,
+        levels: Sequence[Tensor],  # noqa: ARG002 - of heads with masks
+        detections: list[Detections],
+    ) -> list[Detections]:
+        return detections
 
 
 class MaskRCNNLayers(FasterRCNNLayers):
@@ -281,97 +351,72 @@ class MaskRCNNLayers(FasterRCNNLayers):
         *FasterRCNNLayers.official_rules,
         (r"roi_head\.mask_head\.convs\.(\d)\.conv\.(.+)", r"mask_head.convs.\1.0.\2"),
         (r"roi_head\.mask_head\.upsample\.(.+)", r"mask_head.upsample.\1"),
-        (r"roi_head\.mask_head\.conv_logits\.(.+)", r"mask_head.classes.\1"),
+        (r"roi_head\.mask_head\.conv_logits\.(.+)", r"mask_head.mask_logits.\1"),
     )
 
     def __init__(self, config: MaskRCNN, channels: Sequence[int], num_classes: int) -> None:
         super().__init__(config, channels, num_classes)
-        self.mask_head = MaskHead(config.width, num_classes)
+        self.mask_head = MaskHead(config.out_channels, num_classes)
 
-    def work(self, features: Sequence[Tensor]) -> None:
+    def cost_forward(self, features: Sequence[Tensor]) -> None:
         """Run pyramid, proposals, box head on 1000 regions and mask head on 100."""
-        super().work(features)
-        self.mask_head(regions(features[0], COUNTED_DETECTIONS, self.config.width, MASK_CELLS))
+        super().cost_forward(features)
+        self.mask_head(self._regions(features[0], COUNTED_DETECTIONS, MASK_SIZE))
 
     def _mask_losses(
         self, levels: Sequence[Tensor], sampled: Sequence[Sampled], targets: Sequence[Any]
     ) -> Losses:
-        return {"mask": mask_losses(self.mask_head, levels, sampled, targets)}
+        return {"mask": mask_loss(self.mask_head, levels, sampled, targets)}
 
-    def _add_masks(self, levels: Sequence[Tensor], found: list[Detections]) -> list[Detections]:
-        return add_masks([self.mask_head], levels, found)
+    def _add_masks(
+        self, levels: Sequence[Tensor], detections: list[Detections]
+    ) -> list[Detections]:
+        return add_masks([self.mask_head], levels, detections)
 
 
-def mask_losses(
+def class_loss(logits: Float[Tensor, "n labels"], labels: Tensor) -> Tensor:
+    """Return the cross-entropy summed over boxes and divided by their number, on all devices."""
+    total = F.cross_entropy(logits, labels, reduction="sum")
+    return total / mean_over_devices(len(labels), like=logits)
+
+
+def own_deltas(deltas: Float[Tensor, "n k 4"], labels: Tensor) -> Float[Tensor, "n 4"]:
+    """Return each box's deltas of its class; labels from 1 on."""
+    return deltas[torch.arange(len(deltas), device=deltas.device), labels - 1]
+
+
+def mask_loss(
     head: MaskHead,
     levels: Sequence[Tensor],
     sampled: Sequence[Sampled],
     targets: Sequence[Mapping[str, Any]],
 ) -> Tensor:
-    """Return the loss of the masks of all positive boxes of a batch, the mean over all devices."""
-    boxes = [s.boxes[: len(s.objects)] for s in sampled]
-    labels = torch.cat([s.labels[: len(s.objects)] for s in sampled])
-    wanted = torch.cat(
-        [
-            mask_targets(t["masks"], s.objects, b) if len(b) else b.new_zeros((0, 28, 28))
-            for t, s, b in zip(targets, sampled, boxes, strict=True)
-        ]
-    )
+    """Return the mean binary cross-entropy of the masks of all positive boxes, on all devices."""
+    boxes = [s.positive_boxes for s in sampled]
+    labels = torch.cat([s.positive_labels for s in sampled])
     share = mean_over_devices(len(labels), like=levels[0])
     if len(labels) == 0:
         # All processes have to use the same layers: one box that counts for nothing.
         boxes[0] = boxes[0].new_tensor([[0.0, 0.0, 1.0, 1.0]])
-        nothing: Tensor = head(pool_rois(levels, boxes, MASK_CELLS)).sum() * 0
-        return nothing
-    mean = mask_loss(head.of_labels(pool_rois(levels, boxes, MASK_CELLS), labels), wanted)
+        zero: Tensor = head(pool_rois(levels, boxes, MASK_SIZE)).sum() * 0
+        return zero
+    wanted = [
+        mask_targets(t["masks"], s.matched_idxs, b)
+        for t, s, b in zip(targets, sampled, boxes, strict=True)
+    ]
+    logits = head.of_labels(pool_rois(levels, boxes, MASK_SIZE), labels)
+    mean = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted))
     return mean * (len(labels) / share)
 
 
 def add_masks(
-    heads: Sequence[MaskHead], levels: Sequence[Tensor], found: list[Detections]
+    heads: Sequence[MaskHead], levels: Sequence[Tensor], detections: list[Detections]
 ) -> list[Detections]:
     """Return detections with the probabilities of their masks, the mean over `heads`."""
-    labels = torch.cat([d["labels"] for d in found])
-    pooled = pool_rois(levels, [d["boxes"] for d in found], MASK_CELLS)
+    labels = torch.cat([d["labels"] for d in detections])
+    pooled = pool_rois(levels, [d["boxes"] for d in detections], MASK_SIZE)
     probs = torch.stack([head.of_labels(pooled, labels).sigmoid() for head in heads]).mean(0)
-    parts = torch.split(probs, [len(d["labels"]) for d in found])
-    for detections, part in zip(found, parts, strict=True):
-        detections["mask_probs"] = part
-    return found
-
-
-def select_by_class(
-    boxes: Float[Tensor, "n 4"],
-    scores: Float[Tensor, "n labels"],
-    deltas: Float[Tensor, "n k 4"],
-    stds: Sequence[float],
-    size: Size,
-    config: FasterRCNN,
-) -> Detections:
-    """Return the detections of one image from its regions.
-
-    Args:
-        boxes: The regions in pixels.
-        scores: Probability of each label, background first.
-        deltas: How each class would move a region.
-        stds: What the deltas were divided by.
-        size: Height and width of the image in pixels.
-        config: Thresholds.
-    """
-    region, label = (scores[:, 1:] > config.score_threshold).nonzero(as_tuple=True)
-    moved = decode(deltas[region, label], boxes[region], stds, size)
-    return select(
-        moved, scores[region, label + 1], label + 1, config.nms_iou, config.max_detections
-    )
-
-
-def regions(like: Tensor, count: int, width: int, cells: int) -> Tensor:
-    """Return an empty tensor as pooling gives it for `count` regions, for counting.
-
-    Args:
-        like: Gives type and device.
-        count: Regions.
-        width: Channels of the pyramid.
-        cells: Height and width of a pooled region.
-    """
-    return like.new_empty(count, width, cells, cells)
+    parts = torch.split(probs, [len(d["labels"]) for d in detections])
+    for one, part in zip(detections, parts, strict=True):
+        one["mask_probs"] = part
+    return detections

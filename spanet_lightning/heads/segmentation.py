@@ -1,8 +1,13 @@
-"""Semantic FPN (arXiv:1901.02446) and UPerNet (arXiv:1807.10221), with its auxiliary FCN head."""
+"""Semantic FPN (arXiv:1901.02446) and UPerNet (arXiv:1807.10221), with its auxiliary FCN head.
+
+Modules have mmsegmentation's names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,144 +15,122 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spanet_lightning.backbones.validate import fraction, positive, positive_int
-from spanet_lightning.errors import ConfigError, invalid
-from spanet_lightning.heads.base import Rules, SegmentationHead, SegmentationLayers
+from spanet_lightning.errors import ConfigError
+from spanet_lightning.heads.base import Rules, SegmentationHead, SegmentationLayers, resize
 from spanet_lightning.heads.layers import (
-    ConvNormReLU,
-    HeadNorm,
-    SyncBatchNorm,
-    batch_norm,
-    devices,
+    FPN,
+    FPN_FIRST_VERSION_RULES,
+    FPN_OFFICIAL_RULES,
+    ConvModule,
     init_normal,
     mean_over_devices,
 )
-from spanet_lightning.heads.necks import FPN
 
 POOL_SCALES = (1, 2, 3, 6)
 
 
-def resize(x: Float[Tensor, "b c h w"], size: Sequence[int]) -> Float[Tensor, "b c i j"]:
-    """Return maps resized bilinearly to (height, width), corners not aligned."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
+@dataclass(frozen=True)
 class SemanticFPN(SegmentationHead):
     """Semantic FPN: a pyramid whose levels are brought to stride 4 and summed (arXiv:1901.02446).
 
+    The published batch norms were synchronised over devices: `trainer.sync_batchnorm: true`.
+
     Args:
-        width: Channels of the pyramid.
-        head_width: Channels of the branches.
-        dropout: Share of channels dropped before the classifier.
-        norm: Batch norm: of each device's own images, or, as published, of those of all devices.
+        out_channels: Channels of the pyramid.
+        channels: Channels of the branches.
+        dropout_ratio: Share of channels dropped before the classifier.
 
     Raises:
         ConfigError: If a value is out of its range.
     """
 
-    def __init__(
-        self,
-        width: int = 256,
-        head_width: int = 128,
-        dropout: float = 0.1,
-        norm: HeadNorm = "sync",
-    ) -> None:
-        self.width = positive_int("width", width)
-        self.head_width = positive_int("head_width", head_width)
-        self.dropout = fraction("dropout", dropout, below_one=True)
-        batch_norm(norm, 1)  # refuses what is no norm before anything is built
-        self.norm: HeadNorm = norm
+    out_channels: int = 256
+    channels: int = 128
+    dropout_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive_int("out_channels", self.out_channels)
+        positive_int("channels", self.channels)
+        fraction("dropout_ratio", self.dropout_ratio, below_one=True)
 
     def build(self, channels: Sequence[int], num_classes: int) -> SemanticFPNLayers:
-        """Return the layers for a backbone with these channels a level."""
+        """Return the layers for a backbone with these channels per level."""
         return SemanticFPNLayers(self, channels, num_classes)
 
 
 class SemanticFPNLayers(SegmentationLayers):
     """The layers of `SemanticFPN`: at stride 2^k·4, max(k, 1) convolutions, ×2 after each."""
 
-    official_rules: Rules = (
-        (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", r"neck.laterals.\1.\2"),
-        (r"neck\.fpn_convs\.(\d)\.conv\.(.+)", r"neck.outputs.\1.\2"),
-        # Official branches list the up-sampling as well, so their convolutions are 0, 2 and 4.
-        (r"decode_head\.scale_heads\.(\d)\.(\d)\.conv\.(.+)", r"branches.\1.<half \2>.conv.\3"),
-        (r"decode_head\.scale_heads\.(\d)\.(\d)\.bn\.(.+)", r"branches.\1.<half \2>.norm.\3"),
-        (r"decode_head\.conv_seg\.(.+)", r"classes.\1"),
+    official_rules: Rules = (*FPN_OFFICIAL_RULES, (r"decode_head\.(.+)", r"\1"))
+    first_version_rules: Rules = (
+        *FPN_FIRST_VERSION_RULES,
+        # The up-sampling layers between convolutions count as well.
+        (r"^branches\.(\d)\.2\.", r"scale_heads.\1.4."),
+        (r"^branches\.(\d)\.1\.", r"scale_heads.\1.2."),
+        (r"^branches\.", r"scale_heads."),
+        (r"^(scale_heads\.\d\.\d)\.norm\.", r"\1.bn."),
+        (r"^classes\.", "conv_seg."),
     )
 
     def __init__(self, config: SemanticFPN, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        self.neck = FPN(channels, config.width)
-        self.branches = nn.ModuleList(
-            nn.ModuleList(
-                ConvNormReLU(
-                    config.width if i == 0 else config.head_width,
-                    config.head_width,
-                    3,
-                    config.norm,
-                )
-                for i in range(max(level, 1))
-            )
-            for level in range(len(channels))
-        )
-        self.dropout = nn.Dropout2d(config.dropout)
-        self.classes = nn.Conv2d(config.head_width, num_classes, 1)
-        init_normal(0.01)(self.classes)
+        width = config.channels
+        self.neck = FPN(channels, config.out_channels)
+        self.scale_heads = nn.ModuleList()
+        for level in range(len(channels)):
+            layers: list[nn.Module] = []
+            for i in range(max(level, 1)):
+                layers.append(ConvModule(config.out_channels if i == 0 else width, width, 3))
+                if level > 0:
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+            self.scale_heads.append(nn.Sequential(*layers))
+        self.dropout = nn.Dropout2d(config.dropout_ratio)
+        self.conv_seg = nn.Conv2d(width, num_classes, 1)
+        init_normal(0.01)(self.conv_seg)
 
     def forward(self, features: Sequence[Tensor]) -> Float[Tensor, "b k h w"]:
         """Return logits at stride 4."""
         levels = self.neck(features)
-        total: Tensor | None = None
-        for i, (branch, x) in enumerate(zip(self.branches, levels, strict=True)):
-            assert isinstance(branch, nn.ModuleList)  # noqa: S101 - for the type checker
-            for conv in branch:
-                x = conv(x)
-                if i > 0:
-                    x = resize(x, (2 * x.shape[-2], 2 * x.shape[-1]))
+        outputs = [head(x) for head, x in zip(self.scale_heads, levels, strict=True)]
+        total = outputs[0]
+        for x in outputs[1:]:
             # Twice a rounded size may be a pixel more than the finest level has.
-            x = x if x.shape == levels[0].shape else resize(x, levels[0].shape[-2:])
-            total = x if total is None else total + x
-        logits: Tensor = self.classes(self.dropout(total))
+            total = total + (x if x.shape == total.shape else resize(x, total.shape[-2:]))
+        logits: Tensor = self.conv_seg(self.dropout(total))
         return logits
 
-    def work(self, features: Sequence[Tensor]) -> None:
-        """Run the head once."""
-        self(features)
 
-
+@dataclass(frozen=True)
 class UPerNet(SegmentationHead):
     """UPerNet: pyramid pooling on the last stage and a pyramid over it (arXiv:1807.10221).
 
+    The published batch norms were synchronised over devices: `trainer.sync_batchnorm: true`.
+
     Args:
-        width: Channels of all its convolutions. The default alone explains the published
+        channels: Channels of all its convolutions. Only the default explains the published
             parameters and MACs; the official configurations say 320.
-        auxiliary_weight: Weight of the loss of an FCN head on stage 3; 0 leaves that head out.
-        auxiliary_width: Channels of that head.
-        dropout: Share of channels dropped before the classifiers.
-        norm: Batch norm: of each device's own images, or, as published, of those of all devices.
+        auxiliary_loss_weight: Weight of the loss of an FCN head on stage 3; 0 leaves that head out.
+        auxiliary_channels: Channels of that head.
+        dropout_ratio: Share of channels dropped before the classifiers.
 
     Raises:
         ConfigError: If a value is out of its range.
     """
 
-    def __init__(
-        self,
-        width: int = 512,
-        auxiliary_weight: float = 0.4,
-        auxiliary_width: int = 256,
-        dropout: float = 0.1,
-        norm: HeadNorm = "sync",
-    ) -> None:
-        self.width = positive_int("width", width)
-        if auxiliary_weight != 0:
-            positive("auxiliary_weight", auxiliary_weight)
-        self.auxiliary_weight = auxiliary_weight
-        self.auxiliary_width = positive_int("auxiliary_width", auxiliary_width)
-        self.dropout = fraction("dropout", dropout, below_one=True)
-        batch_norm(norm, 1)
-        self.norm: HeadNorm = norm
+    channels: int = 512
+    auxiliary_loss_weight: float = 0.4
+    auxiliary_channels: int = 256
+    dropout_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive_int("channels", self.channels)
+        if self.auxiliary_loss_weight != 0:
+            positive("auxiliary_loss_weight", self.auxiliary_loss_weight)
+        positive_int("auxiliary_channels", self.auxiliary_channels)
+        fraction("dropout_ratio", self.dropout_ratio, below_one=True)
 
     def build(self, channels: Sequence[int], num_classes: int) -> UPerNetLayers:
-        """Return the layers for a backbone with these channels a level."""
+        """Return the layers for a backbone with these channels per level."""
         return UPerNetLayers(self, channels, num_classes)
 
 
@@ -155,106 +138,85 @@ class FCNHead(nn.Module):
     """A 3×3 convolution and a classifier: the auxiliary head.
 
     Args:
-        channels: Channels of the level.
-        width: Channels of the convolution.
+        in_channels: Channels of the level.
+        channels: Channels of the convolution.
         num_classes: Classes.
-        dropout: Share of channels dropped before the classifier.
-        norm: Which batch norm.
+        dropout_ratio: Share of channels dropped before the classifier.
     """
 
     def __init__(
-        self, channels: int, width: int, num_classes: int, dropout: float, norm: HeadNorm
+        self, in_channels: int, channels: int, num_classes: int, dropout_ratio: float
     ) -> None:
         super().__init__()
-        self.conv = ConvNormReLU(channels, width, 3, norm)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classes = nn.Conv2d(width, num_classes, 1)
-        init_normal(0.01)(self.classes)
+        self.convs = nn.Sequential(ConvModule(in_channels, channels, 3))
+        self.dropout = nn.Dropout2d(dropout_ratio)
+        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        init_normal(0.01)(self.conv_seg)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Return logits at the level's own stride."""
-        logits: Tensor = self.classes(self.dropout(self.conv(x)))
+        logits: Tensor = self.conv_seg(self.dropout(self.convs(x)))
         return logits
 
 
 class UPerNetLayers(SegmentationLayers):
     """The layers of `UPerNet`, the auxiliary head included."""
 
-    official_rules: Rules = (
-        (r"decode_head\.psp_modules\.(\d)\.1\.conv\.(.+)", r"pools.\1.conv.\2"),
-        (r"decode_head\.psp_modules\.(\d)\.1\.bn\.(.+)", r"pools.\1.norm.\2"),
-        (r"decode_head\.bottleneck\.conv\.(.+)", r"pooled.conv.\1"),
-        (r"decode_head\.bottleneck\.bn\.(.+)", r"pooled.norm.\1"),
-        (r"decode_head\.lateral_convs\.(\d)\.conv\.(.+)", r"laterals.\1.conv.\2"),
-        (r"decode_head\.lateral_convs\.(\d)\.bn\.(.+)", r"laterals.\1.norm.\2"),
-        (r"decode_head\.fpn_convs\.(\d)\.conv\.(.+)", r"outputs.\1.conv.\2"),
-        (r"decode_head\.fpn_convs\.(\d)\.bn\.(.+)", r"outputs.\1.norm.\2"),
-        (r"decode_head\.fpn_bottleneck\.conv\.(.+)", r"fused.conv.\1"),
-        (r"decode_head\.fpn_bottleneck\.bn\.(.+)", r"fused.norm.\1"),
-        (r"decode_head\.conv_seg\.(.+)", r"classes.\1"),
-        (r"auxiliary_head\.convs\.0\.conv\.(.+)", r"auxiliary_head.conv.conv.\1"),
-        (r"auxiliary_head\.convs\.0\.bn\.(.+)", r"auxiliary_head.conv.norm.\1"),
-        (r"auxiliary_head\.conv_seg\.(.+)", r"auxiliary_head.classes.\1"),
+    min_train_images: ClassVar[int] = 2  # pooled to one pixel, of which batch norm needs two
+    official_rules: Rules = ((r"decode_head\.(.+)", r"\1"), (r"(auxiliary_head\..+)", r"\1"))
+    first_version_rules: Rules = (
+        (r"^pools\.(\d)\.", r"psp_modules.\1.1."),
+        (r"^pooled\.", "bottleneck."),
+        (r"^laterals\.", "lateral_convs."),
+        (r"^outputs\.", "fpn_convs."),
+        (r"^fused\.", "fpn_bottleneck."),
+        (r"^auxiliary_head\.conv\.", "auxiliary_head.convs.0."),
+        (r"^((?:auxiliary_head\.)?)classes\.", r"\1conv_seg."),
+        (r"\.norm\.", ".bn."),
     )
 
     def __init__(self, config: UPerNet, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        width, norm = config.width, config.norm
+        width, ratio = config.channels, config.dropout_ratio
         *finer, last = channels
-        self.weight = config.auxiliary_weight
-        self.pools = nn.ModuleList(ConvNormReLU(last, width, 1, norm) for _ in POOL_SCALES)
-        self.pooled = ConvNormReLU(last + len(POOL_SCALES) * width, width, 3, norm)
-        self.laterals = nn.ModuleList(ConvNormReLU(c, width, 1, norm) for c in finer)
-        self.outputs = nn.ModuleList(ConvNormReLU(width, width, 3, norm) for _ in finer)
-        self.fused = ConvNormReLU(len(channels) * width, width, 3, norm)
-        self.dropout = nn.Dropout2d(config.dropout)
-        self.classes = nn.Conv2d(width, num_classes, 1)
-        init_normal(0.01)(self.classes)
+        self.auxiliary_loss_weight = config.auxiliary_loss_weight
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvModule(last, width, 1))
+            for scale in POOL_SCALES
+        )
+        self.bottleneck = ConvModule(last + len(POOL_SCALES) * width, width, 3)
+        self.lateral_convs = nn.ModuleList(ConvModule(c, width, 1) for c in finer)
+        self.fpn_convs = nn.ModuleList(ConvModule(width, width, 3) for _ in finer)
+        self.fpn_bottleneck = ConvModule(len(channels) * width, width, 3)
+        self.dropout = nn.Dropout2d(ratio)
+        self.conv_seg = nn.Conv2d(width, num_classes, 1)
+        init_normal(0.01)(self.conv_seg)
         self.auxiliary_head = (
-            FCNHead(channels[2], config.auxiliary_width, num_classes, config.dropout, norm)
-            if config.auxiliary_weight > 0
+            FCNHead(channels[2], config.auxiliary_channels, num_classes, ratio)
+            if config.auxiliary_loss_weight > 0
             else None
         )
 
     def forward(self, features: Sequence[Tensor]) -> Float[Tensor, "b k h w"]:
-        """Return logits at stride 4.
-
-        Raises:
-            ConfigError: In training, if one image is all that batch norm would see of a map that is
-                pooled to one pixel.
-        """
+        """Return logits at stride 4."""
         *finer, last = features
-        if self.training and len(last) == 1 and not _shared(self.pools[0]):
-            raise invalid("batch_size", 1, "at least 2: UPerNet normalises over pooled pixels")
-        pools = [
-            resize(pool(F.adaptive_avg_pool2d(last, scale)), last.shape[-2:])
-            for pool, scale in zip(self.pools, POOL_SCALES, strict=True)
-        ]
-        merged = [lateral(x) for lateral, x in zip(self.laterals, finer, strict=True)]
-        merged.append(self.pooled(torch.cat([last, *pools], dim=1)))
+        pools = [resize(module(last), last.shape[-2:]) for module in self.psp_modules]
+        merged = [lateral(x) for lateral, x in zip(self.lateral_convs, finer, strict=True)]
+        merged.append(self.bottleneck(torch.cat([last, *pools], dim=1)))
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + resize(merged[i], merged[i - 1].shape[-2:])
-        levels = [output(x) for output, x in zip(self.outputs, merged[:-1], strict=True)]
+        levels = [conv(x) for conv, x in zip(self.fpn_convs, merged[:-1], strict=True)]
+        levels.append(merged[-1])
         size = merged[0].shape[-2:]
-        levels = [*levels, merged[-1]]
-        fused = self.fused(torch.cat([resize(x, size) for x in levels], dim=1))
-        logits: Tensor = self.classes(self.dropout(fused))
+        fused = self.fpn_bottleneck(torch.cat([resize(x, size) for x in levels], dim=1))
+        logits: Tensor = self.conv_seg(self.dropout(fused))
         return logits
 
     def auxiliary(self, features: Sequence[Tensor]) -> tuple[Tensor, float] | None:
         """Return the auxiliary head's logits at stride 16 and the weight of their loss."""
         if self.auxiliary_head is None:
             return None
-        return self.auxiliary_head(features[2]), self.weight
-
-    def work(self, features: Sequence[Tensor]) -> None:
-        """Run the head once, without the auxiliary one, which evaluation does not need."""
-        self(features)
-
-
-def _shared(unit: nn.Module) -> bool:
-    """Whether batch norm sees the images of other devices as well."""
-    return isinstance(unit.norm, SyncBatchNorm) and devices() > 1
+        return self.auxiliary_head(features[2]), self.auxiliary_loss_weight
 
 
 def segmentation_loss(
@@ -273,7 +235,7 @@ def segmentation_loss(
         ConfigError: If logits and masks are of different batches.
     """
     if len(logits) != len(masks):
-        raise ConfigError(f"masks: got {len(masks)}, expected {len(logits)}, one for each image")
+        raise ConfigError(f"masks: got {len(masks)}, expected {len(logits)}, one per image")
     full = resize(logits.float(), masks.shape[-2:])
     total = F.cross_entropy(full, masks, ignore_index=ignored, reduction="sum")
     if over_all:  # as many on each device
