@@ -80,6 +80,8 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
             layer.register_forward_pre_hook(charge)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
+        if hasattr(shadow, "cost_forward"):  # of dense models, whose detections need values
+            shadow.forward = shadow.cost_forward
         shadow(torch.empty(1, in_chans, height, width, device="meta"))
 
     counts = counter.get_flop_counts()

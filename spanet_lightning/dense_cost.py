@@ -108,7 +108,7 @@ def dense_cost(row: PublishedDense) -> DenseCost:
     )
 
 
-def normed_values(model: nn.Module, size: tuple[int, int]) -> int:
+def normed_values(model: heads.DenseModel, size: tuple[int, int]) -> int:
     """Return how many values the norms and ReLUs of a model on the meta device return.
 
     Args:
@@ -128,7 +128,7 @@ def normed_values(model: nn.Module, size: tuple[int, int]) -> int:
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.empty(1, 3, *size, device="meta"))
+            model.eval().cost_forward(torch.empty(1, 3, *size, device="meta"))
     finally:
         model.train(training)
         for hook in hooks:

@@ -22,7 +22,7 @@ from spanet_lightning import (
     cli,
 )
 from spanet_lightning.cli import Experiment
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "digits"
 

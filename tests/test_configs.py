@@ -15,7 +15,7 @@ from PIL import Image
 from spanet_lightning import ClassificationTask, ImageClassificationDataModule
 from spanet_lightning.callbacks.global_batch import GlobalBatch, share
 from spanet_lightning.cli import run
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 from tests import dense_sets
 
 FOLDER = Path(__file__).parent.parent / "configs"

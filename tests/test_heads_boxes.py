@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from spanet_lightning.heads.paste import paste_masks, rescale
 from torchvision.ops import box_iou
 
 from spanet_lightning.heads.boxes import (
@@ -19,7 +20,6 @@ from spanet_lightning.heads.boxes import (
     inside,
     sample,
 )
-from spanet_lightning.heads.paste import paste_masks, rescale
 from spanet_lightning.heads.roi import roi_level
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from spanet_lightning.heads.necks import FPN
 from torchvision.ops import box_iou
 
 from spanet_lightning import (
@@ -21,7 +22,6 @@ from spanet_lightning.errors import ConfigError
 from spanet_lightning.heads import DenseModel
 from spanet_lightning.heads.boxes import decode
 from spanet_lightning.heads.cascade import giou_losses, refine
-from spanet_lightning.heads.necks import FPN
 from spanet_lightning.heads.rcnn import Sampled, sample_rois
 from spanet_lightning.heads.rpn import RPN, Predicted
 

@@ -11,8 +11,8 @@ import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
 from spanet_lightning.tasks.gathering import decode, encode
+
 from spanet_lightning.tasks.metrics import COCO_NUMBERS, CocoMetric, SegmentationMetric
 
 SIZE = (240, 320)

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 from spanet_lightning import SPANet, SPANetV2
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig, cosine_lr
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig, cosine_lr
 
 V1 = ScheduleConfig(warmup_epochs=5)
 V2 = ScheduleConfig(warmup_epochs=20)

@@ -11,7 +11,7 @@ from torch import nn
 from spanet_lightning import SemanticFPN, SPANetV2
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.heads import DenseModel
-from spanet_lightning.optim import LayerDecay, OptimizerConfig, ScheduleConfig, poly_lr
+from spanet_lightning.tasks.optim import LayerDecay, OptimizerConfig, ScheduleConfig, poly_lr
 
 S18, S36 = (3, 3, 9, 3), (3, 12, 18, 3)
 # The published table of detection: part of the name, exponent with num_layers 6.

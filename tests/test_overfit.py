@@ -26,7 +26,7 @@ from spanet_lightning import (
     SPANetV2,
     UPerNet,
 )
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NEEDED = "real photographs, which the project can't ship for their licences, are not beside it"

@@ -11,8 +11,8 @@ from lightning import LightningDataModule, Trainer
 
 import spanet_lightning
 from spanet_lightning.callbacks.global_batch import GlobalBatch, share
-from spanet_lightning.optim import LayerDecay, OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks import Task
+from spanet_lightning.tasks.optim import LayerDecay, OptimizerConfig, ScheduleConfig
 
 FOLDER = Path(__file__).parent.parent / "configs"
 COCO = {

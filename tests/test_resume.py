@@ -30,8 +30,8 @@ from spanet_lightning import (
     SemanticFPN,
     SPANetV2,
 )
-from spanet_lightning.optim import ScheduleConfig
 from spanet_lightning.tasks import Task
+from spanet_lightning.tasks.optim import ScheduleConfig
 from tests.helpers import images
 from tests.steps import Step, StepLog, digest, read
 

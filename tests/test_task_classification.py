@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from spanet_lightning import Backbone, ClassificationTask, DigitsDataModule, SPANet, SPANetV2
 from spanet_lightning.cli import run
 from spanet_lightning.errors import CheckpointError, ConfigError, DataError
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 
 def backbone(num_classes: int = 10, **arguments: Any) -> Backbone:

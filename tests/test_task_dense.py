@@ -23,7 +23,7 @@ from spanet_lightning import (
 from spanet_lightning.cli import run
 from spanet_lightning.data.batches import DetectionBatch, SegmentationBatch
 from spanet_lightning.errors import ConfigError, DataError
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 STEADY = ScheduleConfig(name="constant", warmup_epochs=0)
 

@@ -809,12 +809,13 @@ def _family(generation: int) -> str:
 
 class _Head(Protocol):
     first_level: int
+    first_version_rules: Rules
     official_rules: Rules
     background_last: str
 
 
 _DENSE = ("head.", "output_norms.")
-_PER_CLASS = re.compile(r".*\b(classes|deltas)\.(weight|bias)")
+_PER_CLASS = re.compile(r".*\b(cls_logits|bbox_pred|mask_logits|conv_seg)\.(weight|bias)")
 
 
 def _fit_dense(model: nn.Module, weights: Weights) -> tuple[dict[str, Tensor], LoadReport]:
@@ -839,12 +840,16 @@ def _fit_dense(model: nn.Module, weights: Weights) -> tuple[dict[str, Tensor], L
     clean = {source: key for key, source in weights.sources.items()}
     for source in translated.ignored:
         key = clean[source]
-        ours = key if key.startswith(_DENSE) else _renamed(key, head.official_rules, "head.")
+        if key.startswith("head."):
+            ours: str | None = "head." + _of_first_version(key[5:], head.first_version_rules)
+        else:
+            official = _renamed(key, head.official_rules, "head.")
+            ours = key if key.startswith(_DENSE) else official
         if ours is None:
             kind = type(head).__name__.removesuffix("Layers")
             raise CheckpointError(f"{name}: key {source!r} has no place in a {kind}")
         value, background = weights.tensors[key], head.background_last
-        if ours != key and background and re.fullmatch(f"head.{background}", ours):
+        if not key.startswith(_DENSE) and background and re.fullmatch(f"head.{background}", ours):
             value = value.roll(1, 0)
         found[ours], sources[ours] = value, source
 
@@ -871,6 +876,12 @@ def _fit_dense(model: nn.Module, weights: Weights) -> tuple[dict[str, Tensor], L
     return tensors, replace(
         report, used=used, ignored=ignored, missing=dict(sorted(missing.items()))
     )
+
+
+def _of_first_version(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _why_missing_dense(key: str, translated: Translated, first_level: int) -> str:

@@ -9,6 +9,7 @@ or the class of each pixel; pasting and metrics are excluded. A training step en
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -31,8 +32,8 @@ from spanet_lightning.cost import model_cost
 from spanet_lightning.dense_cost import CLASSES
 from spanet_lightning.errors import invalid_choice
 from spanet_lightning.heads import DenseModel, Detections
-from spanet_lightning.heads.base import SegmentationLayers
-from spanet_lightning.heads.segmentation import resize, segmentation_loss
+from spanet_lightning.heads.base import SegmentationLayers, resize
+from spanet_lightning.heads.segmentation import segmentation_loss
 
 HEADS = ("RetinaNet", "FasterRCNN", "MaskRCNN", "CascadeMaskRCNN", "SemanticFPN", "UPerNet")
 BACKBONE = "backbone alone"
@@ -121,10 +122,8 @@ def build_head(name: str, backbone: str) -> nn.Module:
     model = timm.create_model(backbone) if timm.is_model(backbone) else None
     if not isinstance(model, Backbone):
         raise invalid_choice("--backbone", backbone, timm.list_models("*spanet*"))
-    # Batch norm over devices needs a process group; on one device it is the same.
-    options = {"norm": "batch"} if name in ("CascadeMaskRCNN", *_SEGMENTATION) else {}
     kind = "segmentation" if name in _SEGMENTATION else "detection"
-    head = getattr(heads, "SemanticFPN" if name == BACKBONE else name)(**options)
+    head = getattr(heads, "SemanticFPN" if name == BACKBONE else name)()
     dense = DenseModel(model, head, CLASSES[kind])
     return BackboneAlone(dense) if name == BACKBONE else dense
 
@@ -196,12 +195,13 @@ def _lower_threshold(layers: Any, detect: Callable[[], list[Detections]]) -> Non
 
     From above: too low a threshold gives NMS more boxes than any trained model would.
     """
-    layers.config.score_threshold = 0.9
+    threshold = 0.9
     with torch.inference_mode():
-        while layers.config.score_threshold > 1e-5:
-            if min(len(found["labels"]) for found in detect()) >= layers.config.max_detections:
+        while threshold > 1e-5:
+            layers.config = replace(layers.config, box_score_thresh=threshold)
+            if min(len(found["labels"]) for found in detect()) >= layers.config.detections_per_img:
                 break
-            layers.config.score_threshold *= 0.8
+            threshold *= 0.8
 
 
 def _integers(settings: Settings, shape: tuple[int, ...], low: int, high: int, seed: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -50,11 +49,11 @@ class ImageClassificationDataModule(LightningDataModule):
 
     The loaders give images as uint8, shape (B, 3, H, W): worker processes and the bus to a device
     carry a quarter of what float32 takes. `on_after_batch_transfer`, which Lightning calls once a
-    batch is on its device, normalises the images there, and in training erases at random. Who
+    batch is on its device, normalises the images there. Who
     iterates over a loader by hand calls `normalize`.
 
-    The defaults of augmentation are those of the published ImageNet recipe. Random erasing comes
-    before Mixup here; the published runs, which mixed while collating, erased last.
+    The defaults of augmentation are those of the published ImageNet recipe. Random erasing
+    comes last, after Mixup: `ClassificationTask` calls `erase`.
 
     Args:
         root: Folder of the data: `root/<split>/<class>/*.jpg` for an empty `dataset`.
@@ -277,39 +276,26 @@ class ImageClassificationDataModule(LightningDataModule):
         if stage == "fit" and not self.dataset:
             self._check_classes()
 
-    def normalize(
-        self, images: UInt8[Tensor, "b 3 h w"], erase: Sequence[int] = ()
-    ) -> Float[Tensor, "b 3 h w"]:
+    def normalize(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Return images of a loader as a network takes them, on the device that they are on.
 
         Args:
             images: Values 0 to 255.
-            erase: A seed for each image to erase at random by, as in training: in a share of
-                `re_prob` of the images noise fills a box. Without seeds nothing is erased.
 
         Returns:
             (images - 255 mean) / (255 std) as float32, contiguous.
         """
-        found = self._normalize(images)
-        picked = uniform(np.asarray(erase), 1)[:, 0] < self.re_prob if len(erase) else np.zeros(0)
-        if picked.any():
-            self.erasing.device = images.device
-            with preserved():
-                for i in np.flatnonzero(picked).tolist():
-                    random.seed(erase[i])
-                    torch.manual_seed(erase[i])  # of any device
-                    self.erasing(found[i])
-        return found
+        return self._normalize(images)
 
     def on_after_batch_transfer(
         self,
         batch: tuple[Tensor, Tensor],
         dataloader_idx: int,  # noqa: ARG002 - Lightning gives it
     ) -> tuple[Tensor, Tensor]:
-        """Return a batch whose images are normalised, and in training erased at random.
+        """Return a batch whose images are normalised.
 
         Args:
-            batch: uint8 images of shape (B, 3, H, W) and labels of shape (B,), on their device.
+            batch: uint8 images of shape (B, C, H, W) and labels of shape (B,), on their device.
             dataloader_idx: Not used: all loaders are treated alike.
 
         Returns:
@@ -317,20 +303,32 @@ class ImageClassificationDataModule(LightningDataModule):
             labels as they came.
         """
         images, labels = batch
-        images = self.normalize(images, self._erase_seeds(len(images)))
-        return in_precision_of_run(images, self), labels
+        return in_precision_of_run(self.normalize(images), self), labels
 
-    def _erase_seeds(self, count: int) -> list[int]:
-        """Return a seed for each image of a training batch, by its place in the epoch's order."""
+    def erase(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Fill a box of noise into a share of `re_prob` of the images of a batch, in place.
+
+        The task calls it once the images are mixed. What is drawn is a function of the run's seed,
+        the epoch and the place in its order: the same with any number of processes that share out
+        the same batches.
+
+        Args:
+            images: Normalised, of the batch that the trainer is at.
+        """
         trainer = self.trainer
-        if trainer is None or not trainer.training or self.re_prob == 0:
-            return []
-        # The batch has not been counted yet. The place is the same with any number of processes
-        # that share out the same batches.
-        batch = (trainer.fit_loop.batch_idx + 1) * trainer.world_size + trainer.global_rank
-        places = batch * self.batch_size + np.arange(count)
-        seeds: list[int] = spread(entropy(trainer.current_epoch, _ERASING), places).tolist()
-        return seeds
+        if trainer is None or self.re_prob == 0:
+            return images
+        batch = trainer.fit_loop.batch_idx * trainer.world_size + trainer.global_rank
+        places = batch * self.batch_size + np.arange(len(images))
+        seeds = spread(entropy(trainer.current_epoch, _ERASING), places)
+        self.erasing.device = images.device
+        # The streams of the training step go on as if unused, that of a GPU as well.
+        with preserved(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            for i in np.flatnonzero(uniform(seeds, 1)[:, 0] < self.re_prob).tolist():
+                random.seed(int(seeds[i]))
+                torch.manual_seed(int(seeds[i]))  # of any device
+                self.erasing(images[i])
+        return images
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of the training split, augmented, as uint8."""

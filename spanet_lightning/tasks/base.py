@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import secrets
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -15,15 +16,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from spanet_lightning.data.draws import entropy
 from spanet_lightning.data.info import KEY, check_same, info_of, stored_info
-from spanet_lightning.errors import invalid
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
+from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.tasks import restart, share
 from spanet_lightning.tasks.loading import safely
-from spanet_lightning.tasks.means import EpochMean
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
+
+SEED_VARIABLE = "PL_GLOBAL_SEED"
+"""Environment variable in which Lightning's `seed_everything` leaves the seed."""
 
 
 class Task(LightningModule):
@@ -39,7 +42,7 @@ class Task(LightningModule):
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         self._means: dict[str, Metric] = {}
-        self._validating = self._validated = False
+        self._validating = self._validated = self._drew_seed = False
         self._restart: restart.Restart | None = None
 
     def _remember_arguments(self, backbone: object) -> None:
@@ -95,6 +98,53 @@ class Task(LightningModule):
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only=True, **kwargs
             )
+
+    def setup(self, stage: str) -> None:
+        """Choose a seed where none was given, and refuse what does not fit the data.
+
+        Raises:
+            ConfigError: If the number of classes is not that of the data, or a batch is too small.
+        """
+        if stage == "fit":
+            self._choose_seed()
+            batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+            if isinstance(batch_size, int):
+                self.check_batch_size(batch_size)
+        if stage != "predict":
+            self.check_num_classes()
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse a number of images per batch and device that can't be trained on."""
+
+    def check_num_classes(self) -> None:
+        """Refuse a number of classes that is not that of the data."""
+
+    def refuse_num_classes(self, key: str, own: int) -> None:
+        """Refuse `own` classes, the value of `key`, if the data has another number."""
+        of_data = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if of_data not in (None, own):
+            raise invalid(key, own, f"{of_data}, the number of classes of the data")
+
+    def _choose_seed(self) -> None:
+        """Draw a seed for a run without one, the same for all processes, and say which.
+
+        Checkpoints and the run's record hold it, as if it had been given.
+        """
+        seed = os.environ.get(SEED_VARIABLE)
+        self._drew_seed = self._drew_seed or seed is None
+        chosen = secrets.randbelow(2**32) if seed is None else int(seed)
+        chosen = int(self.trainer.strategy.broadcast(chosen))
+        os.environ[SEED_VARIABLE] = str(chosen)
+        if seed is None:
+            rank_zero_info(
+                f"No seed was given: drew {chosen} (lightning.seed_everything({chosen}))"
+            )
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002 - Lightning gives it
+        """Leave the next run without a seed to draw its own."""
+        if self._drew_seed:
+            os.environ.pop(SEED_VARIABLE, None)
+            self._drew_seed = False
 
     def trained(self) -> nn.Module:
         """Return the module whose parameters are optimized; its names decide on weight decay."""
@@ -165,7 +215,7 @@ class Task(LightningModule):
         """
         for name, value in values.items():
             mean = self.epoch_metric(name)
-            mean.update(value, images)
+            mean.update(value.detach(), images)
             self.log_epoch_metric(name, mean)
 
     def epoch_metrics(self) -> dict[str, Metric]:
@@ -176,7 +226,8 @@ class Task(LightningModule):
         """Return a metric of the training epoch; a mean where there is none of that name yet."""
         found = self.epoch_metrics().get(name)
         if found is None:
-            found = self._means[name] = EpochMean().to(self.device)
+            # A loss that is not finite is for the guard against it, not for the metric.
+            found = self._means[name] = MeanMetric(nan_strategy="disable").to(self.device)
         return found
 
     def log_epoch_metric(self, name: str, metric: Metric) -> None:
@@ -203,9 +254,6 @@ class Task(LightningModule):
         for all would mix the batches and drop the paths of every process alike.
         """
         self._validated = False
-        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
-        if seed is None:
-            return
         word = entropy(self.current_epoch, batch_idx, self.global_rank)
         random.seed(word)
         np.random.seed(word & 0xFFFFFFFF)  # noqa: NPY002 - timm's Mixup draws from it
@@ -258,3 +306,18 @@ class Task(LightningModule):
         if self._restart is not None:
             restart.finish(self, self._restart)
             self._restart = None
+
+
+def check_finite(images: Tensor) -> None:
+    """Refuse images with a value that is not finite.
+
+    Raises:
+        DataError: If there is one.
+    """
+    if not torch.isfinite(images.sum()):
+        raise DataError("images: got a value that is not finite, expected finite numbers")
+
+
+def cheap_to_check(images: Tensor, batch_idx: int) -> bool:
+    """Return whether to check a batch: an accelerator has to wait for it, so once per epoch."""
+    return batch_idx == 0 or images.device.type == "cpu"

@@ -16,9 +16,9 @@ from spanet_lightning.backbones import Backbone
 from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.backbones.timm_backbone import as_backbone
 from spanet_lightning.errors import DataError, invalid
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
-from spanet_lightning.tasks.base import Task
+from spanet_lightning.tasks.base import Task, cheap_to_check, check_finite
 from spanet_lightning.tasks.loading import load_weights
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and class indices (B,)
 
@@ -137,15 +137,20 @@ class ClassificationTask(Task):
         """Return the backbone."""
         return self.backbone
 
-    def setup(self, stage: str) -> None:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return the logits of images, float32."""
+        logits: Tensor = self.backbone(images)
+        return logits.float()
+
+    def check_num_classes(self) -> None:
         """Refuse a backbone whose number of classes is not that of the data."""
-        data_classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
-        if stage != "predict" and data_classes not in (None, self.backbone.num_classes):
-            raise invalid(
-                "backbone.num_classes",
-                self.backbone.num_classes,
-                f"{data_classes}, the number of classes of the data",
-            )
+        self.refuse_num_classes("backbone.num_classes", self.backbone.num_classes)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse to mix single images."""
+        if batch_size < 2 and self.mixup is not None:
+            accepts = "at least 2: Mixup and CutMix mix images in pairs (mixup_prob=0 mixes none)"
+            raise invalid("data.batch_size", batch_size, accepts)
 
     def check(self, batch: Batch) -> None:
         """Refuse images that are not finite and labels that are not classes of the backbone.
@@ -155,8 +160,7 @@ class ClassificationTask(Task):
         """
         images, labels = batch
         classes = self.backbone.num_classes
-        if not torch.isfinite(images.sum()):
-            raise DataError("images: got a value that is not finite, expected finite numbers")
+        check_finite(images)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise DataError(
@@ -166,24 +170,35 @@ class ClassificationTask(Task):
 
     def mixed(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "_ c h w"], Tensor]:
+    ) -> tuple[Float[Tensor, "b c h w"], Tensor]:
         """Return a batch as it is trained on: mixed images, soft targets of shape (b, classes).
 
-        Without Mixup and CutMix both come back as they are. Images are mixed in pairs, so the last
-        one of an odd number is left out.
+        Without Mixup and CutMix both come back as they are. Images are mixed in pairs, the first
+        with the last and so on; of an odd number, the last one is there twice for that.
         """
         if self.mixup is None:
             return images, labels
-        even = len(images) - len(images) % 2
-        images, targets = self.mixup(images[:even], labels[:even])
-        return images, targets
+        count = len(images)
+        if count % 2:
+            images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
+        images, targets = self.mixup(images, labels)
+        return images[:count], targets[:count]
+
+    def erased(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return training images with boxes of noise, as the data says: after mixing, as published.
+
+        Data modules may offer `erase(images)`; without it nothing is erased.
+        """
+        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        erase = getattr(data, "erase", None)
+        return images if erase is None else erase(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch against its smoothed, possibly mixed targets."""
-        if _cheap_to_check(batch, batch_idx):
+        if cheap_to_check(batch[0], batch_idx):
             self.check(batch)
         images, targets = self.mixed(*batch)
-        logits = self.backbone(images).float()
+        logits = self(self.erased(images))
         # Mixup has smoothed its soft targets already; class indices are smoothed here.
         smoothing = self.label_smoothing if self.mixup is None else 0.0
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
@@ -209,10 +224,10 @@ class ClassificationTask(Task):
 
     def evaluate(self, batch: Batch, batch_idx: int, metrics: MetricCollection) -> Evaluated:
         """Add a batch to `metrics`, which are computed once the whole set has been seen."""
-        if _cheap_to_check(batch, batch_idx):
+        if cheap_to_check(batch[0], batch_idx):
             self.check(batch)
         images, labels = batch
-        logits = self.backbone(images).float()
+        logits = self(images)
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics.update(preds=logits, target=labels, value=losses)
         self.log_dict(metrics, batch_size=len(images), prog_bar=True)
@@ -221,18 +236,13 @@ class ClassificationTask(Task):
     def predict_step(self, batch: Batch | Tensor) -> Prediction:
         """Return the probabilities of a batch; labels that come along are ignored."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        probabilities = self.backbone(images).float().softmax(dim=-1)
+        probabilities = self(images).softmax(dim=-1)
         top = probabilities.topk(min(5, probabilities.shape[-1]))
         return {
             "probabilities": probabilities,
             "top_classes": top.indices,
             "top_probabilities": top.values,
         }
-
-
-def _cheap_to_check(batch: Batch, batch_idx: int) -> bool:
-    """Tell whether to look into a batch: an accelerator has to stop for it, so once an epoch."""
-    return batch_idx == 0 or batch[0].device.type == "cpu"
 
 
 def _top(k: int, classes: int) -> MulticlassAccuracy:

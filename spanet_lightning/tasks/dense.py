@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.backbones.timm_backbone import as_backbone
-from spanet_lightning.errors import DataError, invalid
+from spanet_lightning.errors import DataError
 from spanet_lightning.heads import DenseModel, DetectionHead, SegmentationHead
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
 from spanet_lightning.tasks.base import Task
 from spanet_lightning.tasks.loading import load_weights
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 
 class DenseTask(Task):
@@ -39,12 +39,14 @@ class DenseTask(Task):
         CheckpointError: If `weights` can't be read or don't fit.
 
     Attributes:
-        headline: Figures that the progress bar shows.
+        headline: Figures that the progress bar shows, the main one first.
+        targets: What is scored, in words.
         val_metric: Collects the figures under `val/`.
         test_metric: Collects those under `test/`.
     """
 
     headline: ClassVar[tuple[str, ...]] = ()
+    targets: ClassVar[str] = ""
     val_metric: Any
     test_metric: Any
 
@@ -73,15 +75,9 @@ class DenseTask(Task):
         """Return the dense model."""
         return self.model
 
-    def setup(self, stage: str) -> None:
+    def check_num_classes(self) -> None:
         """Refuse a number of classes that is not that of the data."""
-        data_classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
-        if stage != "predict" and data_classes not in (None, self.model.num_classes):
-            raise invalid(
-                "num_classes",
-                self.model.num_classes,
-                f"{data_classes}, the number of classes of the data",
-            )
+        self.refuse_num_classes("num_classes", self.model.num_classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -125,23 +121,20 @@ class DenseTask(Task):
         self._log_figures("test", self.test_metric)
 
     def _log_figures(self, split: str, metric: Any) -> None:
+        """Log what could be scored; a class or size of objects that can't be has no figure.
+
+        Raises:
+            DataError: If nothing could be scored.
+        """
         figures = self.figures(metric)
         metric.reset()
-        for name, value in figures.items():
+        scored = {name: value for name, value in figures.items() if value >= 0}  # no NaN, no -1
+        main = self.headline[0]
+        if main not in scored and not self.trainer.sanity_checking:
+            raise DataError(
+                f"{split}/{main}: nothing to score, none of the images has {self.targets}; "
+                "expected at least one in the set"
+            )
+        for name, value in scored.items():
             value = value.to(self.device).float()
             self.log(f"{split}/{name}", value, prog_bar=name in self.headline, sync_dist=True)
-
-
-def check_images(images: Tensor) -> None:
-    """Refuse images that are not finite.
-
-    Raises:
-        DataError: If there is one.
-    """
-    if not torch.isfinite(images.sum()):
-        raise DataError("images: got a value that is not finite, expected finite numbers")
-
-
-def cheap_to_check(images: Tensor, batch_idx: int) -> bool:
-    """Tell whether to look into a batch: an accelerator has to stop for it, so once an epoch."""
-    return batch_idx == 0 or images.device.type == "cpu"

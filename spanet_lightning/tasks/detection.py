@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NotRequired, TypedDict
 
+from jaxtyping import Float
 from torch import Tensor
 
 from spanet_lightning.backbones import Backbone
@@ -11,11 +12,13 @@ from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.data.batches import DetectionBatch
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.heads import DetectionHead, Detections
-from spanet_lightning.heads.base import DetectionLayers
-from spanet_lightning.heads.paste import paste_masks, rescale
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
-from spanet_lightning.tasks.dense import DenseTask, cheap_to_check, check_images
+from spanet_lightning.heads.base import DetectionLayers, Size
+from spanet_lightning.heads.boxes import rescale
+from spanet_lightning.heads.roi import paste_masks
+from spanet_lightning.tasks.base import cheap_to_check, check_finite
+from spanet_lightning.tasks.dense import DenseTask
 from spanet_lightning.tasks.metrics import CocoMetric
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 # The published 1× recipe of SPANet.
 _ADAMW = OptimizerConfig(lr=1e-4, weight_decay=1e-4, no_decay="none")
@@ -48,8 +51,8 @@ class DetectionTask(DenseTask):
     """Train and evaluate a detector: RetinaNet, Faster, Mask or Cascade Mask R-CNN.
 
     Logs COCO's twelve numbers over the whole set: `val/box_ap`, `val/box_ap50`, ..., with instance
-    masks `val/mask_ap` and so on, the same under `test/`; fractions in [0, 1], -1 where the set has
-    no object of that size. In training, `train/loss` and each of its parts.
+    masks `val/mask_ap` and so on, the same under `test/`; fractions in [0, 1], absent where the set
+    has no object of that size. In training, `train/loss` and each of its parts.
 
     Args:
         backbone: The network, built; its classifier is given up. In Python, timm's name of a model
@@ -71,6 +74,7 @@ class DetectionTask(DenseTask):
     """
 
     headline: ClassVar[tuple[str, ...]] = ("box_ap", "mask_ap")
+    targets: ClassVar[str] = "an object"
 
     def __init__(
         self,
@@ -101,7 +105,7 @@ class DetectionTask(DenseTask):
     def setup(self, stage: str) -> None:
         """Refuse data without instance masks where the head learns them."""
         super().setup(stage)
-        masks = getattr(self.trainer.datamodule, "masks", None)  # type: ignore[attr-defined]
+        masks = getattr(getattr(self.trainer, "datamodule", None), "masks", None)
         if stage != "predict" and self.layers.has_masks and masks is False:
             raise invalid("data.masks", masks, "true: this head learns instance masks")
 
@@ -111,7 +115,7 @@ class DetectionTask(DenseTask):
         Raises:
             DataError: In each case, with the image and the value received.
         """
-        check_images(batch.images)
+        check_finite(batch.images)
         classes = self.model.num_classes
         for target, path in zip(batch.targets, batch.paths, strict=True):
             boxes, labels = target["boxes"], target["labels"]
@@ -133,6 +137,12 @@ class DetectionTask(DenseTask):
             if self.layers.has_masks and "masks" not in target:
                 raise DataError(f"{path}: has no instance masks, which this head learns")
 
+    def forward(self, images: Float[Tensor, "b c h w"]) -> list[Detections]:
+        """Return the detections of each image, in its pixels, masks included."""
+        size = tuple(images.shape[-2:])
+        found = self.layers.detect(self.model.features(images), [size] * len(images))
+        return [at_size(one, size, size) for one in found]
+
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         """Return the sum of the head's losses."""
         if cheap_to_check(batch.images, batch_idx):
@@ -144,30 +154,34 @@ class DetectionTask(DenseTask):
     def evaluate(self, batch: DetectionBatch, batch_idx: int, metric: CocoMetric) -> None:
         """Add a batch to `metric`, which is computed once the whole set has been seen."""
         if cheap_to_check(batch.images, batch_idx):
-            check_images(batch.images)
-        metric.add(self.find(batch), batch.targets)
+            check_finite(batch.images)
+        metric.add(self.detections(batch), batch.targets)
 
     def figures(self, metric: CocoMetric) -> dict[str, Tensor]:
         """Return COCO's numbers by name."""
         return metric.numbers(self.class_names)
 
-    def find(self, batch: DetectionBatch) -> list[Detections]:
-        """Return what is found in each image, in pixels of the image as stored."""
+    def detections(self, batch: DetectionBatch) -> list[Detections]:
+        """Return the detections of each image, in pixels of the image as stored."""
         found = self.layers.detect(self.model.features(batch.images), batch.sizes)
-        out = []
-        for d, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True):
-            boxes = rescale(d["boxes"], size, original)
-            moved: Detections = {"boxes": boxes, "scores": d["scores"], "labels": d["labels"]}
-            if "mask_probs" in d:
-                moved["masks"] = paste_masks(d["mask_probs"], boxes, original)
-            out.append(moved)
-        return out
+        sizes = zip(found, batch.sizes, batch.original_sizes, strict=True)
+        return [at_size(one, size, original) for one, size, original in sizes]
 
     def predict_step(self, batch: DetectionBatch) -> list[FoundObjects]:
-        """Return what is found in each image, in pixels of the image as stored."""
+        """Return the detections of each image, in pixels of the image as stored."""
         return [
             {**found, "image_id": target["image_id"], "path": path}  # type: ignore[typeddict-unknown-key]
             for found, target, path in zip(
-                self.find(batch), batch.targets, batch.paths, strict=True
+                self.detections(batch), batch.targets, batch.paths, strict=True
             )
         ]
+
+
+def at_size(detections: Detections, size: Size, original: Size) -> Detections:
+    """Return detections in an image of `size` (height, width) in pixels of the image as stored."""
+    boxes = rescale(detections["boxes"], size, original)
+    found: Detections = {**detections, "boxes": boxes}
+    if "mask_probs" in detections:
+        del found["mask_probs"]
+        found["masks"] = paste_masks(detections["mask_probs"], boxes, original)
+    return found

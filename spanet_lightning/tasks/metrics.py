@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
 from spanet_lightning.heads import Detections
-from spanet_lightning.tasks.gathering import gather
 
 # The twelve numbers of COCO's evaluation: its name in torchmetrics, and ours.
 COCO_NUMBERS = {
@@ -60,7 +60,8 @@ class CocoMetric(MeanAveragePrecision):
 
     def __init__(self, masks: bool = False, per_class: bool = False) -> None:
         kinds: Any = ("bbox", "segm") if masks else ("bbox",)
-        super().__init__(iou_type=kinds, class_metrics=per_class, backend="faster_coco_eval")
+        with torch.device("cpu"):  # torchmetrics computes its thresholds as tensors
+            super().__init__(iou_type=kinds, class_metrics=per_class, backend="faster_coco_eval")
         self.warn_on_many_detections = False  # more than 100 are cut, as COCO's evaluation does
         self.kinds: tuple[str, ...] = kinds
 
@@ -87,14 +88,19 @@ class CocoMetric(MeanAveragePrecision):
         return out
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:  # noqa: ARG002
-        """Gather the images of all processes, however many each has seen.
+        """Gather the images of all processes, however many each has evaluated.
 
         torchmetrics gathers image by image, and hangs or aborts where one process has one more.
         """
-        own = {name: getattr(self, name) for name in self._defaults}
+        own = {
+            name: [v.cpu() if isinstance(v, Tensor) else v for v in getattr(self, name)]
+            for name in self._defaults
+        }
         group = process_group or self.process_group
-        for name, items in gather(own, torch.device(self.device), group).items():
-            setattr(self, name, items)
+        parts: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(parts, own, group=group)
+        for name in own:
+            setattr(self, name, [value for part in parts for value in part[name]])
 
     def add(self, found: Sequence[Detections], targets: Sequence[Mapping[str, Any]]) -> None:
         """Add images: what was found and what is there, both in pixels of the stored image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar, Literal, TypedDict, get_args
 
 import torch
@@ -15,11 +15,12 @@ from spanet_lightning.data.batches import SegmentationBatch
 from spanet_lightning.errors import DataError, invalid, invalid_choice
 from spanet_lightning.heads import SegmentationHead
 from spanet_lightning.heads.base import SegmentationLayers
-from spanet_lightning.heads.inference import augmented, slide
-from spanet_lightning.heads.segmentation import resize, segmentation_loss
-from spanet_lightning.optim import OptimizerConfig, ScheduleConfig
-from spanet_lightning.tasks.dense import DenseTask, cheap_to_check, check_images
+from spanet_lightning.heads.inference import class_maps, view, views
+from spanet_lightning.heads.segmentation import segmentation_loss
+from spanet_lightning.tasks.base import cheap_to_check, check_finite
+from spanet_lightning.tasks.dense import DenseTask
 from spanet_lightning.tasks.metrics import SegmentationMetric
+from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 Inference = Literal["whole", "slide"]
 IGNORED = 255
@@ -75,6 +76,7 @@ class SegmentationTask(DenseTask):
     """
 
     headline: ClassVar[tuple[str, ...]] = ("miou",)
+    targets: ClassVar[str] = "a pixel with a class"
 
     def __init__(
         self,
@@ -121,13 +123,22 @@ class SegmentationTask(DenseTask):
         assert isinstance(layers, SegmentationLayers)  # noqa: S101 - for the type checker
         return layers
 
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse a batch whose pooled maps are too small for batch norm."""
+        synced = getattr(self.trainer.strategy, "_layer_sync", None) is not None
+        images = batch_size * (self.trainer.world_size if synced else 1)
+        if images < self.layers.min_train_images:
+            head = type(self.layers).__name__.removesuffix("Layers")
+            accepts = f"at least {self.layers.min_train_images}: {head} normalises pooled pixels"
+            raise invalid("data.batch_size", batch_size, accepts)
+
     def check(self, batch: SegmentationBatch) -> None:
         """Refuse images that are not finite and mask values that are no class.
 
         Raises:
             DataError: In either case, with the image and the value received.
         """
-        check_images(batch.images)
+        check_finite(batch.images)
         classes = self.model.num_classes
         for mask, path in zip(batch.masks, batch.paths, strict=True):
             low, high = int(mask.min()), int(torch.where(mask == IGNORED, 0, mask).max())
@@ -172,6 +183,19 @@ class SegmentationTask(DenseTask):
             values = metric.iou().float()
         return {f"iou/{names[i] if i < len(names) else i}": v for i, v in enumerate(values)}
 
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Return the logits of each pixel, at the images' size; window by window if so set."""
+        whole = view(self._logits, images, self._windows)
+        return whole.logits(slice(None), images.shape[-2:])
+
+    @property
+    def _windows(self) -> tuple[int, int] | None:
+        return (self.window, self.window_stride) if self.inference == "slide" else None
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(self.model.features(images))
+        return logits
+
     def label_maps(self, batch: SegmentationBatch) -> Iterator[Tensor]:
         """Yield the class of each pixel of each image, at the size of its stored mask.
 
@@ -179,26 +203,8 @@ class SegmentationTask(DenseTask):
         """
         for i, ((height, width), mask) in enumerate(zip(batch.sizes, batch.masks, strict=True)):
             image = batch.images[i : i + 1, :, :height, :width]
-            yield self.scores(image, mask.shape[-2:])[0].argmax(dim=0)
-
-    def scores(
-        self, images: Float[Tensor, "b c h w"], size: Sequence[int]
-    ) -> Float[Tensor, "b k i j"]:
-        """Return the logits of images at `size`, or mean probabilities over scales and mirrors."""
-
-        def predict(x: Tensor) -> Tensor:
-            if self.inference == "whole":
-                return self.logits(x)
-            return slide(self.logits, x, self.window, self.window_stride)
-
-        if self.scales == (1.0,) and not self.flip:
-            return resize(predict(images), size)
-        return augmented(predict, images, size, self.scales, flip=self.flip)
-
-    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
-        """Return logits at the size of the images."""
-        logits = self.layers(self.model.features(images))
-        return resize(logits.float(), images.shape[-2:])
+            found = views(self._logits, image, self._windows, self.scales, flip=self.flip)
+            yield class_maps(found, mask.shape[-2:])[0]
 
     def predict_step(self, batch: SegmentationBatch) -> list[LabelMap]:
         """Return the class of each pixel of each image, at the size of its stored mask."""
