@@ -73,22 +73,22 @@ def outcome(name: str) -> dict[str, float]:
 # The short version of the above ---------------------------------------------------------------
 
 RCNN = {
-    "width": 32,
-    "hidden": 64,
+    "out_channels": 32,
+    "fc_dim": 64,
     "anchor_scale": 6.0,
-    "samples": 32,
-    "train_proposals": 50,
-    "test_proposals": 50,
+    "box_batch_size_per_image": 32,
+    "rpn_post_nms_top_n_train": 50,
+    "rpn_post_nms_top_n_test": 50,
 }
 # The head, its rate, epochs of four steps, and what it has to reach. Untrained, detectors are below
 # 0.001 and segmentation is at 0.07, the ground alone.
 HEADS = {
-    "RetinaNet": (RetinaNet(width=32, anchor_scale=3.0), 3e-3, 40, "val/box_ap", 0.3),
+    "RetinaNet": (RetinaNet(out_channels=32, anchor_scale=3.0), 3e-3, 40, "val/box_ap", 0.3),
     "FasterRCNN": (FasterRCNN(**RCNN), 2e-3, 25, "val/box_ap", 0.3),
     "MaskRCNN": (MaskRCNN(**RCNN), 2e-3, 25, "val/mask_ap", 0.1),
     "CascadeMaskRCNN": (CascadeMaskRCNN(**RCNN), 2e-3, 25, "val/mask_ap", 0.05),
-    "SemanticFPN": (SemanticFPN(32, 32, dropout=0.0), 5e-3, 40, "val/miou", 0.3),
-    "UPerNet": (UPerNet(32, dropout=0.0, auxiliary_width=16), 5e-3, 80, "val/miou", 0.3),
+    "SemanticFPN": (SemanticFPN(32, 32, dropout_ratio=0.0), 5e-3, 40, "val/miou", 0.3),
+    "UPerNet": (UPerNet(32, dropout_ratio=0.0, auxiliary_channels=16), 5e-3, 80, "val/miou", 0.3),
 }
 
 

@@ -70,7 +70,7 @@ def test_the_unused_classifier_is_that_of_the_imagenet_model() -> None:
 @pytest.mark.parametrize(("width", "decode"), [(320, 12_487_190), (512, 29_711_510)])
 def test_upernet_of_both_widths(width: int, decode: int) -> None:
     with torch.device("meta"):
-        layers = heads.UPerNet(width=width).build((64, 128, 320, 512), 150)
+        layers = heads.UPerNet(channels=width).build((64, 128, 320, 512), 150)
     auxiliary = sum(p.numel() for p in layers.auxiliary_head.parameters())
     assert auxiliary == 776_342
     assert sum(p.numel() for p in layers.parameters()) - auxiliary == decode

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from spanet_lightning.heads.paste import paste_masks, rescale
 from torchvision.ops import box_iou
 
 from spanet_lightning.heads.boxes import (
@@ -18,9 +17,10 @@ from spanet_lightning.heads.boxes import (
     encode,
     grid_anchors,
     inside,
+    rescale,
     sample,
 )
-from spanet_lightning.heads.roi import roi_level
+from spanet_lightning.heads.roi import paste_masks, roi_level
 
 
 def test_anchors_are_not_rounded_and_centred_on_the_corner_of_each_cell() -> None:

@@ -11,7 +11,6 @@ import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from spanet_lightning.tasks.gathering import decode, encode
 
 from spanet_lightning.tasks.metrics import COCO_NUMBERS, CocoMetric, SegmentationMetric
 
@@ -191,27 +190,6 @@ def test_miou_agrees_with_numpy_and_is_not_the_mean_over_images() -> None:
     assert [float(found[name]) for name in names] == pytest.approx(expected, abs=1e-6)
     one_by_one = np.mean([numpy_miou([pair], 7)[0] for pair in pairs])
     assert abs(one_by_one - expected[0]) > 1e-3
-
-
-def test_what_is_gathered_is_what_was_sent() -> None:
-    """Images without a box or a mask included; a process without an image sends nothing."""
-    metric = CocoMetric(masks=True)
-    for target, found in SCENES:
-        metric.add([found], [target])
-    lists = {name: getattr(metric, name) for name in metric._defaults}
-    lists["detection_mask"] = [(), *lists["detection_mask"], ()]
-    back = decode(encode(lists))
-    assert set(back) == set(lists)
-    for name, items in lists.items():
-        assert len(back[name]) == len(items)
-        for one, two in zip(back[name], items, strict=True):
-            if isinstance(two, torch.Tensor):
-                assert one.dtype == two.dtype
-                assert torch.equal(one, two)
-            else:
-                assert one == two
-    assert decode(encode({name: [] for name in lists})) == {}
-    assert decode(encode({"masks": [(), ()]})) == {"masks": [(), ()]}
 
 
 def _process(rank: int, folder: str) -> None:

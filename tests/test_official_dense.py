@@ -119,13 +119,13 @@ def upernet(dims):
     )
 
 
-TWO = {"width": W, "hidden": HID}
+TWO = {"out_channels": W, "fc_dim": HID}
 HEADS = {
-    "retinanet": (lambda: RetinaNet(width=W), retinanet),
+    "retinanet": (lambda: RetinaNet(out_channels=W), retinanet),
     "mask_rcnn": (lambda: MaskRCNN(**TWO), mask_rcnn),
     "cascade": (lambda: CascadeMaskRCNN(**TWO), cascade),
     "semantic_fpn": (lambda: SemanticFPN(W, HID), semantic_fpn),
-    "upernet": (lambda: UPerNet(W, auxiliary_width=8), upernet),
+    "upernet": (lambda: UPerNet(W, auxiliary_channels=8), upernet),
 }
 
 
@@ -178,11 +178,11 @@ def test_the_background_moves_from_last_to_first() -> None:
     dense = model(2, MaskRCNN(**TWO))
     load_official(dense, state)
     theirs = state["roi_head.bbox_head.fc_cls.weight"]
-    ours = dense.head.box_head.classes.weight
+    ours = dense.head.box_head.cls_logits.weight
     assert torch.equal(ours[0], theirs[K])
     assert torch.equal(ours[1:], theirs[:K])
     # Deltas have no background: their order stays.
-    assert torch.equal(dense.head.box_head.deltas.bias, state["roi_head.bbox_head.fc_reg.bias"])
+    assert torch.equal(dense.head.box_head.bbox_pred.bias, state["roi_head.bbox_head.fc_reg.bias"])
 
 
 def test_our_own_checkpoint_comes_back_as_it_was() -> None:
@@ -195,11 +195,11 @@ def test_our_own_checkpoint_comes_back_as_it_was() -> None:
 def test_a_classifier_gives_its_backbone() -> None:
     shapes = schema.v2(DEPTHS, V2_DIMS, 1000, SIZES, ("spam",) * 4, concatenated=False)
     state = {k: torch.randn(v) for k, v in shapes.items()}
-    dense = model(2, RetinaNet(width=W))
-    before = dense.head.classes.weight.clone()
+    dense = model(2, RetinaNet(out_channels=W))
+    before = dense.head.cls_logits.weight.clone()
     report = load_official(dense, state)
     assert torch.equal(dense.backbone.stem.conv.weight, state["downsample_layers.0.conv.weight"])
-    assert torch.equal(dense.head.classes.weight, before)
+    assert torch.equal(dense.head.cls_logits.weight, before)
     assert {key.split(".")[0] for key in report.missing} == {"head", "output_norms"}
 
 
@@ -216,11 +216,11 @@ def test_other_classes_leave_the_last_layers_out() -> None:
 def test_checkpoints_that_do_not_fit_are_refused_by_name() -> None:
     state = official(2, mask_rcnn)
     with pytest.raises(CheckpointError, match=r"key 'rpn_head\S+' has no place in a RetinaNet"):
-        load_official(model(2, RetinaNet(width=W)), state)
+        load_official(model(2, RetinaNet(out_channels=W)), state)
     with pytest.raises(CheckpointError, match=r"'neck.lateral_convs.0.conv.weight' has shape \(16"):
-        load_official(model(2, MaskRCNN(width=24, hidden=HID)), state)
+        load_official(model(2, MaskRCNN(out_channels=24, fc_dim=HID)), state)
     short = {k: v for k, v in state.items() if "rpn_reg" not in k}
-    with pytest.raises(CheckpointError, match=r"lacks a tensor for the model's head.rpn.deltas"):
+    with pytest.raises(CheckpointError, match=r"lacks a tensor for the model's head.rpn.bbox_pred"):
         load_official(model(2, MaskRCNN(**TWO)), short)
     with pytest.raises(ConfigError, match=r"model: got 'Linear', expected a Backbone or"):
         load_official(torch.nn.Linear(2, 2), state)

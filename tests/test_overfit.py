@@ -39,17 +39,23 @@ pytestmark = [
 COUNT = 8
 CROP = 360  # pixels: the height of CamVid's frames, which are 480 wide
 SMALLEST = 48  # pixels; what is smaller is no more than a few once the image is made smaller
-RCNN = {"width": 64, "hidden": 256, "anchor_scale": 4.0, "samples": 64, "train_proposals": 200}
+RCNN = {
+    "out_channels": 64,
+    "fc_dim": 256,
+    "anchor_scale": 4.0,
+    "box_batch_size_per_image": 64,
+    "rpn_post_nms_top_n_train": 200,
+}
 # The head, its rate, and how often it sees the eight.
 DETECTORS = {
-    "RetinaNet": (RetinaNet(width=64, anchor_scale=3.0), 1e-3, 250),
+    "RetinaNet": (RetinaNet(out_channels=64, anchor_scale=3.0), 1e-3, 250),
     "FasterRCNN": (FasterRCNN(**RCNN), 1e-3, 150),
     "MaskRCNN": (MaskRCNN(**RCNN), 1e-3, 150),
     "CascadeMaskRCNN": (CascadeMaskRCNN(**RCNN), 1e-3, 100),
 }
 SEGMENTERS = {
-    "SemanticFPN": (SemanticFPN(width=64, head_width=64, dropout=0.0), 3e-3, 800),
-    "UPerNet": (UPerNet(width=64, auxiliary_width=32, dropout=0.0), 3e-3, 800),
+    "SemanticFPN": (SemanticFPN(out_channels=64, channels=64, dropout_ratio=0.0), 3e-3, 800),
+    "UPerNet": (UPerNet(channels=64, auxiliary_channels=32, dropout_ratio=0.0), 3e-3, 800),
 }
 
 

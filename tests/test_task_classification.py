@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,26 @@ def test_mixed_loss_is_that_of_the_smoothed_soft_targets(
     torch.testing.assert_close(loss, -(targets * log_p).sum(1).mean())
 
 
-def test_odd_batches_mix_all_but_the_last_image() -> None:
-    images, targets = ClassificationTask(backbone()).mixed(
-        torch.rand(5, 3, 32, 32), torch.arange(5)
-    )
-    assert images.shape == (4, 3, 32, 32)
-    assert targets.shape == (4, 10)
-    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+@pytest.mark.parametrize("count", [5, 1])
+def test_odd_batches_train_on_all_their_images(count: int) -> None:
+    images = torch.rand(count, 3, 32, 32)
+    mixed, targets = ClassificationTask(backbone()).mixed(images.clone(), torch.arange(count))
+    assert mixed.shape == images.shape
+    assert targets.shape == (count, 10)
+    torch.testing.assert_close(targets.sum(1), torch.ones(count))
+
+
+def test_mixing_single_images_is_refused(tmp_path: Path) -> None:
+    data = DigitsDataModule(batch_size=1)
+    with pytest.raises(ConfigError, match=r"data.batch_size: got 1, expected at least 2: Mixup"):
+        trainer(tmp_path, max_epochs=1).fit(ClassificationTask(backbone()), datamodule=data)
+    trainer(tmp_path, fast_dev_run=True).fit(plain_task(), datamodule=data)
+
+
+def test_forward_returns_the_logits() -> None:
+    task = plain_task().eval()
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(task(x), task.backbone(x))
 
 
 # Whole runs
@@ -164,6 +178,21 @@ def test_the_seed_decides_the_losses(tmp_path: Path) -> None:
     assert len(first) == 3
     assert fit(tmp_path, seed=1)[1] == first
     assert fit(tmp_path, seed=2)[1] != first
+
+
+def test_a_run_without_a_seed_draws_one_and_leaves_none_behind(tmp_path: Path) -> None:
+    seeds = []
+
+    class Seen(ClassificationTask):
+        def on_train_start(self) -> None:
+            super().on_train_start()
+            seeds.append(os.environ["PL_GLOBAL_SEED"])
+
+    for _ in range(2):
+        runner = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+        runner.fit(Seen(backbone()), datamodule=DigitsDataModule(batch_size=4))
+    assert seeds[0] != seeds[1]
+    assert "PL_GLOBAL_SEED" not in os.environ
 
 
 # Lightning warns of a folder with checkpoints in it, which is what a resumed run continues in.

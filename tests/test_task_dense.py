@@ -18,6 +18,7 @@ from spanet_lightning import (
     SegmentationTask,
     SemanticFPN,
     SPANetV2,
+    UPerNet,
     load_official,
 )
 from spanet_lightning.cli import run
@@ -102,7 +103,9 @@ def test_detection_from_training_to_predictions(tmp_path: Path) -> None:
     runner.fit(task, data)
     names = set(runner.callback_metrics)
     assert {"train/loss", "train/loss_mask", "val/box_ap", "val/mask_ap", "val/box_ap/dog"} <= names
-    assert len([n for n in names if n.startswith("val/") and n.count("/") == 1]) == 24
+    # Objects are of one size: the other sizes have no figures.
+    assert {"val/box_ap_medium", "val/mask_ar100"} <= names
+    assert "val/box_ap_large" not in names
     tested = runner.test(task, data, verbose=False)[0]
     assert tested["test/box_ap"] == pytest.approx(float(runner.callback_metrics["test/box_ap"]))
     found = runner.predict(task, data)[0]
@@ -133,18 +136,46 @@ def test_padding_changes_no_prediction() -> None:
     assert torch.equal(together, single)
 
 
-def test_inference_settings_reach_the_scores() -> None:
+def test_forward_is_the_inference_result() -> None:
     x = torch.randn(1, 3, 64, 96)
+    slide = {"inference": "slide", "window_stride": 32}
     with torch.no_grad():
-        whole = segmenter().eval().scores(x, (64, 96))
-        large = (
-            segmenter(inference="slide", window=128, window_stride=64).eval().scores(x, (64, 96))
-        )
-        small = segmenter(inference="slide", window=48, window_stride=32).eval().scores(x, (64, 96))
-        mean = segmenter(scales=(1.0, 1.25), flip=True).eval().scores(x, (64, 96))
-    torch.testing.assert_close(whole, large)
-    assert not torch.allclose(whole, small)
-    torch.testing.assert_close(mean.sum(1), torch.ones(1, 64, 96))
+        whole = segmenter().eval()(x)
+        assert whole.shape == (1, 3, 64, 96)
+        torch.testing.assert_close(whole, segmenter(**slide, window=128).eval()(x))
+        assert not torch.allclose(whole, segmenter(**slide, window=48).eval()(x))
+        (found,) = detector().eval()(x)
+    assert found["masks"].shape == (len(found["boxes"]), 64, 96)
+
+
+def test_batch_of_one_image_is_refused_where_pooled_maps_are_normalised(tmp_path: Path) -> None:
+    task = SegmentationTask(SPANetV2("test"), UPerNet(8), 3, schedule=STEADY)
+    data = Batches(segmentation_batch(True), segmentation_batch())
+    data.batch_size = 1
+    with pytest.raises(ConfigError, match=r"data.batch_size: got 1, expected at least 2: UPerNet"):
+        trainer(tmp_path, max_epochs=1).fit(task, data)
+
+
+def test_what_can_not_be_scored_is_not_logged_and_an_empty_test_is_refused(tmp_path: Path) -> None:
+    batch = segmentation_batch()
+    for mask in batch.masks:
+        mask[mask == 2] = 1
+    task, data = segmenter(per_class=True), Batches(segmentation_batch(True), batch)
+    task.layers.conv_seg.bias.data[2] = -100.0  # class 2 is neither there nor predicted
+    runner = trainer(tmp_path)
+    (figures,) = runner.test(task, data, verbose=False)
+    assert "test/iou/cow" not in figures
+    assert all(value >= 0 for value in figures.values())
+    for mask in batch.masks:
+        mask[:] = 255
+    with pytest.raises(DataError, match=r"test/miou: nothing to score.* a pixel with a class"):
+        runner.test(task, data, verbose=False)
+    empty = detection_batch(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64),
+                            masks=torch.zeros(0, 64, 96).bool(), area=torch.zeros(0),
+                            iscrowd=torch.zeros(0).bool())  # fmt: skip
+    empty = empty._replace(targets=[empty.targets[0]] * 2)
+    with pytest.raises(DataError, match=r"test/box_ap: nothing to score.* an object"):
+        runner.test(detector(RetinaNet(16, 3.0)), Batches(empty, empty), verbose=False)
 
 
 def test_a_run_of_steps_with_poly_ends_at_zero(tmp_path: Path) -> None:
@@ -179,7 +210,7 @@ def test_checkpoint_of_a_run_reloads_by_itself(
     assert loaded.model.num_classes == 11
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(loaded.logits(x), trained.logits(x))
+        assert torch.equal(loaded(x), trained(x))
     report = load_official(trained.model, checkpoint)
     assert not report.missing
 

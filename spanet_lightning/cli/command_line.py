@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import secrets
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, get_type_hints
@@ -26,6 +28,9 @@ from spanet_lightning.tracking.options import TrackingOptions
 
 # Lightning's Timer has a member of an enum as a default; as YAML it is its text.
 yaml.SafeDumper.add_multi_representer(Enum, lambda to, member: to.represent_data(member.value))
+
+
+SEED_VARIABLE = "PL_GLOBAL_SEED"  # where Lightning's seed_everything leaves the seed
 
 
 class CommandLine(LightningCLI):
@@ -58,7 +63,7 @@ class CommandLine(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,  # RunRecord saves it, once nothing can be wrong any more
-            seed_everything_default=0,
+            seed_everything_default=True,
             trainer_defaults={
                 "logger": tracking.default_logger(),
                 "default_root_dir": RUNS,
@@ -69,6 +74,16 @@ class CommandLine(LightningCLI):
             auto_configure_optimizers=False,
             args=self.arguments,
         )
+
+    drew_seed = False
+    """Whether the seed was drawn because none was given."""
+
+    def _set_seed(self) -> None:
+        """Seed everything; without a seed, draw one, and record it as if it had been given."""
+        if self._get(self.config, "seed_everything") is True and SEED_VARIABLE not in os.environ:
+            os.environ[SEED_VARIABLE] = str(secrets.randbelow(2**32))
+            self.drew_seed = True
+        super()._set_seed()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run needs beside model, data and trainer."""

@@ -174,10 +174,17 @@ class Experiment(CommandLine):
             if self.subcommand == "fit":
                 allowed = self._get(self.config_init, "allow_changes")
                 source = Path(found.checkpoint).parent
-                lines += resume.compare(source, self.flat_config(), allowed=allowed)
+                lines += resume.compare(source, self._given_config(), allowed=allowed)
         for line in lines:
             rank_zero_info(line)
         return found
+
+    def _given_config(self) -> dict[str, Any]:
+        """Return the configuration without a seed that was drawn: the checkpoint's is used."""
+        config = self.flat_config()
+        if self.drew_seed:
+            config.pop("seed_everything", None)
+        return config
 
     def _name(self) -> str:
         return check_name(self._get(self.config, "name"))

@@ -201,6 +201,8 @@ def compare(source: Path, now: Mapping[str, Any], *, allowed: bool) -> list[str]
         return []
     lines, refused = [], []
     for key in sorted({*then, *now}):
+        if key == "seed_everything" and key not in now:
+            continue  # none was given: the run resumes with its own
         old, new = then.get(key), now.get(key)
         if old == new or (key in then and key in now and str(old) == str(new)):
             continue

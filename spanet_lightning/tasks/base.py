@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -107,6 +108,12 @@ class Task(LightningModule):
         """
         if stage == "fit":
             self._choose_seed()
+            strategy = self.trainer.strategy
+            synced = getattr(strategy, "_layer_sync", None) is not None
+            on_cpu = strategy.root_device.type == "cpu"
+            if synced and on_cpu and isinstance(strategy, ParallelStrategy):
+                accepts = "false on CPUs: torch synchronises batch norms on GPUs only"
+                raise invalid("trainer.sync_batchnorm", True, accepts)
             batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
             if isinstance(batch_size, int):
                 self.check_batch_size(batch_size)
