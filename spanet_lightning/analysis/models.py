@@ -214,6 +214,8 @@ def _of_run(file: Path, seed: int, weights_set: WeightsSet | None) -> Subject:
         model = _CLASSES[kind](**described.get("init_args", {}))
     except TypeError as error:
         raise CheckpointError(f"MODEL {file}: was made by another version ({error})") from error
+    if isinstance(model, TimmBackbone):  # the reader takes `model.` for a wrapper's prefix
+        own = {f"model.{key.removeprefix('model.')}": value for key, value in own.items()}
     # A dense task takes features alone: its backbone may have no classifier.
     if model.state_dict().keys() - own.keys():
         model.reset_classifier(0)

@@ -32,6 +32,19 @@ _SHORT_NAMES = tuple(
 """Packages of Lightning whose classes may be named without them."""
 
 RENAMED = {
+    "width": "out_channels",
+    "hidden": "fc_dim",
+    "train_proposals": "rpn_post_nms_top_n_train",
+    "test_proposals": "rpn_post_nms_top_n_test",
+    "samples": "box_batch_size_per_image",
+    "score_threshold": "box_score_thresh",
+    "per_level": "topk_candidates",
+    "nms_iou": "box_nms_thresh",
+    "max_detections": "detections_per_img",
+    "head_width": "channels",
+    "dropout": "dropout_ratio",
+    "auxiliary_weight": "auxiliary_loss_weight",
+    "auxiliary_width": "auxiliary_channels",
     "global_batch": "global_batch_size",
     "pictures": "num_visualizations",
     "pictures_every": "log_images_every_n_epochs",
