@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,45 +121,3 @@ def test_sharded_run_that_is_resumed_is_the_unbroken_one(tmp_path: Path) -> None
         resumed = steps(f"from-{place}", f"--ckpt_path={kept / place}.ckpt")
         for one, whole in zip(resumed, unbroken, strict=True):
             assert [step.found for step in one] == [step.found for step in whole[done:]], place
-
-
-_NORM = """
-import sys, torch, torch.distributed as dist
-from spanet_lightning.heads.layers import SyncBatchNorm
-rank, port = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-torch.manual_seed(0)
-x = torch.randn(6, 3, 5, 5, dtype=torch.double)
-t = torch.randn(6, 3, 5, 5, dtype=torch.double)
-norm = SyncBatchNorm(3).double()
-part = slice(0, 2) if rank == 0 else slice(2, 6)
-own = x[part].requires_grad_()
-(norm(own) * t[part]).sum().backward()
-grad = norm.weight.grad.clone()
-dist.all_reduce(grad)
-whole, plain = x.detach().clone().requires_grad_(), torch.nn.BatchNorm2d(3).double()
-(plain(whole) * t).sum().backward()
-torch.testing.assert_close(own.grad, whole.grad[part])
-torch.testing.assert_close(grad, plain.weight.grad)
-torch.testing.assert_close(norm.running_mean, plain.running_mean)
-torch.testing.assert_close(norm.running_var, plain.running_var)
-"""
-
-
-def test_batch_norm_of_two_cpu_processes_sees_the_images_of_both() -> None:
-    """Values, both gradients and running statistics, with two images here and four there."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", _NORM, str(rank), port],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ranks.environment(),
-        )
-        for rank in range(2)
-    ]
-    for process in both:
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, errors
