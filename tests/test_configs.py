@@ -78,11 +78,13 @@ def test_config_trains(
     kind = path.parent.name
     if kind != "digits":
         small |= {"data.num_workers": "0"}
-    if kind in ("imagenet", "coco", "ade20k"):
+    if kind in ("imagenet", "coco", "ade20k", "finetune"):
         small |= {"model.backbone.variant": "test"}
-    if kind in ("imagenet", "cifar10"):
+    if kind in ("imagenet", "cifar10", "finetune"):
         small |= {"data.root": str(images), "data.image_size": "32"}
-    if kind == "imagenet":
+    if kind == "finetune":
+        small |= {"model.weights": "null"}
+    if kind in ("imagenet", "finetune"):
         small |= {"model.backbone.img_size": "32"}
     if kind == "coco":
         small |= {"data.root": str(boxes), "data.long_side": "96", "data.short_side": "64"}

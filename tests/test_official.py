@@ -125,7 +125,7 @@ def test_masks_are_named_and_compared():
     assert all("mask" in reason for reason in report.ignored.values())
     other, _ = tiny("v1_k7", radius=(1, 1, 1, 1))
     with pytest.raises(
-        CheckpointError, match=r"network\.0\.0\.token_mixer\.sps\.0\.filter.*radius=1"
+        CheckpointError, match=r"network\.0\.0\.token_mixer\.sps\.0\.filter.*backbone.radius"
     ):
         load_official(other, official_v1_state(model, state))
 
