@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spanet_lightning import app
+from spanet_lightning import app, cli
 from spanet_lightning.data import CocoDataModule, SegmentationFoldersDataModule
 from spanet_lightning.errors import DataError
 from tests import dense_sets
@@ -135,17 +135,12 @@ def test_boxes_alone_are_no_fault(coco: Path, capsys: pytest.CaptureFixture[str]
 def test_faults_of_image_files_are_all_listed(
     coco: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert checked(coco, capsys) == (
-        0,
-        {
-            "root": str(coco),
-            "layout": "coco",
-            "seen": {"images": 9, "annotations": annotations(coco), "categories": 10},
-            "notes": [],
-            "counts": {},
-            "faults": [],
-        },
-    )
+    code, found = checked(coco, capsys)
+    assert (code, found["layout"], found["counts"]) == (0, "coco", {})
+    assert found["notes"] == ["classes without boxes: digit 5"]
+    splits = found["splits"].values()
+    assert sum(split["images"] for split in splits) == 9
+    assert sum(sum(split["classes"].values()) for split in splits) == annotations(coco)
     (coco / "train" / "001.jpg").unlink()
     cut(coco / "train" / "002.jpg")
     (coco / "train" / "003.jpg").write_text("no image")
@@ -245,21 +240,97 @@ def test_classes_may_be_given_by_number(masks: Path, capsys: pytest.CaptureFixtu
     (masks / "classes.csv").unlink()
     code, found = checked(masks, capsys)
     assert code == 0
-    assert found["notes"] == ["classes without a pixel: 2, 6"]
+    assert found["notes"] == ["classes without pixels: 2, 6"]
     code, found = checked(masks, capsys, "--num-classes", "2")
     assert code == 1
     assert set(found["counts"]) == {"value beyond the classes"}
 
 
-def test_class_folders_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in ("train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / path)
-    assert checked(tmp_path, capsys)[0] == 0
-    shutil.rmtree(tmp_path / "val" / "dog")
-    (tmp_path / "train" / "cat" / "1.png").write_text("no image")
-    found = checked(tmp_path, capsys)[1]
-    assert found["counts"] == {"class folders": 1, "unreadable image": 1}
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for number, name in enumerate(f"{s}/{c}/{i}.png" for s in SPLITS for c in "ab" for i in "12"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 40), (number, 0, 0)).save(root / name)
+    return root
+
+
+SPLITS = ("train", "val")
+
+
+def test_class_folders_are_checked(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(photos / "val" / "b")
+    (photos / "val" / "c").mkdir()
+    (photos / "train" / "a" / "1.png").write_text("no image")
+    (photos / "train" / "a" / "notes.txt").touch()
+    code, found = checked(photos, capsys)
+    assert code == 1
+    assert found["counts"] == {"unreadable image": 1, "unknown class": 1}
+    assert found["splits"]["val"]["classes"] == {"a": 2, "b": 0}
+    assert any("not images: 1 .txt" in note for note in found["notes"])
+
+
+def test_an_image_in_two_splits_or_under_two_labels_is_named(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photos / "train" / "a" / "1.png", photos / "val" / "a" / "same.png")
+    with Image.open(photos / "train" / "b" / "1.png") as image:
+        image.save(photos / "train" / "a" / "again.bmp")  # other bytes, the same pixels
+    code, found = checked(photos, capsys)
+    assert code == 0
+    splits, labels = (note for note in found["notes"] if "the same pixels" in note)
+    assert splits.startswith("1 image is in two splits")
+    assert splits.endswith("train/a/1.png and val/a/same.png")
+    assert labels.endswith("train/a/again.bmp and train/b/1.png")
+
+
+def test_the_check_of_an_experiment_sees_its_keys(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "val").rename(photos / "held")
+    file = photos.parent / "own.yaml"
+    file.write_text(
+        "model: {class_path: Any}\ndata:\n  class_path: ImageClassificationDataModule\n"
+        f"  init_args: {{root: {photos}, val_split: held, classes: [a, b]}}\n"
+    )
+    app.main(["data", "check", "--config", str(file)])
+    assert "held     4 images" in capsys.readouterr().out.replace("\xa0", " ")
+    with pytest.raises(SystemExit) as exit_info:
+        app.main(["data", "check", "--config", str(file), "--data.val_split=gone"])
+    assert exit_info.value.code == 1
+    assert "missing folder" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        app.main(["data", "check", "--config", str(file), "--data.roof=x"])
+    assert exit_info.value.code == 2
+    assert "roof" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["photos", "flat", "coco", "masks"])
+def test_init_writes_a_configuration_that_runs(
+    kind: str,
+    photos: Path,
+    coco: Path,
+    masks: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = {"photos": photos, "flat": photos / "train", "coco": coco, "masks": masks}[kind]
+    for name in ("coco", "masks"):
+        (photos.parent / name).rename(photos.parent / f"{name}_set")
+    root = root if root.exists() else root.with_name(f"{root.name}_set")
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    app.main(["init", str(root), "--output", "own.yaml"])
+    assert "lightning fit --config own.yaml" in capsys.readouterr().out
+    cli.main(
+        [
+            *("fit", "--config", "own.yaml", "--trainer.fast_dev_run=1", "--trainer.logger=false"),
+            *("--data.num_workers=0", "--trainer.accelerator=cpu"),
+        ]
+    )
+    with pytest.raises(SystemExit):
+        app.main(["init", str(root), "--output", "own.yaml"])
+    assert "own.yaml exists" in capsys.readouterr().err
 
 
 def test_a_person_gets_a_table_and_a_verdict(
@@ -280,7 +351,7 @@ def test_a_person_gets_a_table_and_a_verdict(
     ("args", "message"),
     [
         (["nowhere"], "ROOT: found no folder at nowhere"),
-        (["."], "none of the known layouts"),
+        (["."], r"none of the known layouts"),
         ([".", "--layout", "coc"], "did you mean 'coco'?"),
     ],
 )

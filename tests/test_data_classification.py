@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,12 @@ from lightning.fabric.utilities.data import has_len
 from lightning.pytorch.plugins.precision import HalfPrecision, Precision
 from PIL import Image
 from timm.data.transforms_factory import create_transform
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, SequentialSampler, get_worker_info
 from torchvision import transforms
 
 from spanet_lightning.data import ImageClassificationDataModule
-from spanet_lightning.data.checks import UnreadableImageError
+from spanet_lightning.data.faults import UnreadableImageError
 from spanet_lightning.data.loaders import exact_loader
-from spanet_lightning.data.posterize import posterize
 from spanet_lightning.errors import ConfigError, DataError
 
 CLASSES = ("cat", "dog", "owl")
@@ -57,21 +58,10 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
     module(Path("no/such/folder"))
 
 
-def test_classes_come_from_the_folders(root: Path) -> None:
-    data = module(root)
-    assert data.class_names == CLASSES
-    assert data.num_classes == 3
-
-
-def test_classes_are_known_with_either_split_alone(root: Path) -> None:
-    assert module(root, val_split="train").num_classes == 3
-    (root / "val").rename(root / "held_out")
-    assert module(root).num_classes == 3
-
-
 def test_every_image_is_loaded_with_its_label(root: Path) -> None:
     data = module(root)
     data.setup("fit")
+    assert data.class_names == CLASSES
     train = [labels for _, labels in data.train_dataloader()]
     assert torch.cat(train).bincount().tolist() == [4, 4, 4]
     images, labels = next(iter(data.val_dataloader()))
@@ -79,23 +69,62 @@ def test_every_image_is_loaded_with_its_label(root: Path) -> None:
     assert labels.tolist() == [0, 0, 1, 1]
 
 
-def test_test_split_is_val_unless_named(root: Path) -> None:
+def labels_of(data: ImageClassificationDataModule, stage: str) -> list[int]:
+    data.setup(stage)
+    loader = {"validate": data.val_dataloader, "test": data.test_dataloader}[stage]()
+    return [label for _, labels in loader for label in labels.tolist()]
+
+
+def test_labels_are_those_of_the_training_split_in_all_of_them(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A split that lacks a class scored a perfect model 0.5, once."""
+    shutil.rmtree(root / "val" / "dog")
+    with caplog.at_level("INFO"):
+        assert labels_of(module(root), "validate") == [0, 0, 2, 2]
+    assert "'val' has no image of 'dog'" in caplog.text
+    (root / "train").rename(root / "gone")
+    assert module(root).class_names == ("cat", "owl")
+    assert labels_of(module(root, classes=list(CLASSES)), "validate") == [0, 0, 2, 2]
+    assert labels_of(module(root, train_split="gone", test_split="val"), "test") == [0, 0, 2, 2]
+
+
+def test_a_class_is_the_first_folder_below_the_split(root: Path) -> None:
+    write_image(root / "train" / "cat" / "indoor" / "dark" / "1.png")
+    write_image(root / "train" / "cat" / ".ipynb_checkpoints" / "1.png")
+    write_image(root / "train" / ".ipynb_checkpoints" / "1.png")
     data = module(root)
-    data.setup("test")
-    assert len(data.test_dataloader().dataset) == 6  # type: ignore[arg-type]
-    named = module(root, test_split="train")
-    named.setup("test")
-    assert len(named.test_dataloader().dataset) == 12  # type: ignore[arg-type]
+    data.setup("fit")
+    assert data.class_names == CLASSES
+    assert len(data.train_dataloader().dataset) == 13  # type: ignore[arg-type]
+
+
+def test_names_of_classes_are_compared_in_one_unicode_form(root: Path) -> None:
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        (root / split / "owl").rename(root / split / unicodedata.normalize(form, "é"))  # type: ignore[arg-type]
+    assert labels_of(module(root), "validate") == [0, 0, 1, 1, 2, 2]
+
+
+def test_classes_are_numbered_by_value(root: Path) -> None:
+    for split in ("train", "val"):
+        for old, new in zip(CLASSES, ("10", "9", "B"), strict=True):
+            (root / split / old).rename(root / split / new)
+    assert module(root).class_names == ("9", "10", "B")
 
 
 def test_predicts_a_folder_without_classes(root: Path, tmp_path: Path) -> None:
-    for i in range(3):
-        write_image(tmp_path / "unsorted" / f"{i}.jpg")
+    for name in ("10.jpg", "9.JPG", "x.webp", "sub/a.bmp"):
+        write_image(tmp_path / "unsorted" / name)
     data = module(root, predict_root=str(tmp_path / "unsorted"))
     data.setup("predict")
     images, _ = next(iter(data.predict_dataloader()))
-    assert len(images) == 3
-    assert [Path(file).name for file in data.predict_files] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert len(images) == 4
+    assert [Path(file).name for file in data.predict_files] == [
+        "9.JPG",
+        "10.jpg",
+        "a.bmp",
+        "x.webp",
+    ]
 
 
 def test_other_sources_of_timm_work(root: Path) -> None:
@@ -104,6 +133,95 @@ def test_other_sources_of_timm_work(root: Path) -> None:
     assert data.class_names == CLASSES
     images, _ = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 32, 32)
+
+
+# Splits that are made, and uneven classes
+
+
+def files_of(data: ImageClassificationDataModule) -> tuple[list[str], list[str]]:
+    data.setup("fit")
+    return tuple(  # type: ignore[return-value]
+        [str(Path(file).relative_to(data.root)) for file in loader.reader.files]
+        for loader in (data._datasets["train_split"], data._datasets["val_split"])
+    )
+
+
+def test_a_share_of_each_class_is_held_out_by_seed(root: Path) -> None:
+    train, val = files_of(module(root, split=0.25))
+    assert [name.split("/")[1] for name in val] == list(CLASSES)
+    assert len({*train, *val}) == 12
+    assert files_of(module(root, split=0.25)) == (train, val)
+    assert files_of(module(root, split=0.25, split_seed=1)) != (train, val)
+    write_image(root / "train" / "cat" / "new.png")  # moves none of the others out of training
+    assert {*val} >= {name for name in files_of(module(root, split=0.2))[1] if "cat" not in name}
+
+
+def test_folds_hold_out_every_image_once(root: Path) -> None:
+    held_out = [name for i in range(4) for name in files_of(module(root, kfold=f"4/{i}"))[1]]
+    assert len(held_out) == len(set(held_out)) == 12
+
+
+def test_class_folders_without_splits_are_read(root: Path) -> None:
+    data = module(root / "train", train_split=".", split=0.5)
+    assert [len(part) for part in files_of(data)] == [6, 6]
+    assert data.class_names == CLASSES
+
+
+def test_the_split_is_part_of_the_digest(root: Path) -> None:
+    digests = set()
+    for arguments in ({"split": 0.25}, {"split": 0.25, "split_seed": 1}, {"kfold": "2/0"}):
+        data = module(root, **arguments)
+        data.setup("fit")
+        digests.add(data.identity().digest)
+        assert data.identity().images["val"] > 0
+    assert len(digests) == 3
+
+
+def test_uneven_classes_can_be_weighted_or_drawn_evenly(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(4, 40):
+        write_image(root / "train" / "cat" / f"{i}.png")
+    data = module(root)
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "4 to 40 training images; data.class_weights or data.sampling" in caplog.text
+    assert data.loss_weights() is None
+    weights = module(root, class_weights="balanced").loss_weights()
+    assert weights is not None
+    torch.testing.assert_close(weights, torch.tensor([0.4, 4.0, 4.0]))
+    data = module(root, sampling="balanced", batch_size=16)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    draws = list(loader.sampler)
+    counts = torch.cat([labels for _, labels in loader]).bincount()
+    assert counts.sum() == 48
+    assert counts.min() >= 8
+    assert len(set(draws)) == len(draws)  # the same image, but not the same augmentation
+    assert [draw.number for draw in loader.sampler] == [draw.number for draw in draws]
+
+
+def test_overfit_batches_see_all_classes_in_a_fixed_order(root: Path) -> None:
+    """Lightning puts a sampler in the place of ours that begins with one class alone."""
+    data = module(root, batch_size=6)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    fixed = type(loader)(
+        loader.dataset, batch_size=6, sampler=SequentialSampler(loader.dataset), num_workers=0
+    )
+    first = [labels.tolist() for _, labels in fixed]
+    assert len(set(first[0])) > 1
+    fixed.sampler.set_epoch(3)  # type: ignore[attr-defined]
+    assert [labels.tolist() for _, labels in fixed] == first
+
+
+def test_grey_images_for_a_network_of_one_channel(root: Path) -> None:
+    data = module(root, in_chans=1)
+    data.setup("fit")
+    for images, _ in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))):
+        assert images.shape == (4, 1, 32, 32)
+    assert (data.info.channels, len(data.info.mean)) == (1, 1)
+    assert data.normalize(images).shape == (4, 1, 32, 32)
 
 
 class Shards(IterableDataset[int]):
@@ -260,80 +378,59 @@ def test_a_run_in_half_precision_gets_its_images_in_it(root: Path) -> None:
     assert (images.dtype, labels.dtype) == (torch.bfloat16, torch.int64)
 
 
-def test_strongest_posterization_is_black() -> None:
-    """Pillow 13 refuses 0 bits, which the published policy draws for one image in some hundred."""
-    image = Image.new("RGB", (4, 4), (200, 100, 50))
-    assert posterize(image, 0).getextrema() == ((0, 0),) * 3
-    assert posterize(image, 1).getpixel((0, 0)) == (128, 0, 0)
-    assert posterize(image, 8) is image
-
-
 def test_policy_survives_its_largest_magnitude(root: Path) -> None:
+    """Pillow 13 refuses 0 bits, which the published policy draws for one image in some hundred."""
     policy = module(root, auto_augment="rand-m10-inc1-n15").train_transform.transforms[2]
-    posterizing = [op for op in policy.ops if op.name.startswith("Posterize")]
-    assert posterizing
-    for op in posterizing:
-        op.prob = 1.0
-        op(Image.new("RGB", (4, 4)))
+    for op in policy.ops:
+        if op.name.startswith("Posterize"):
+            op.prob = 1.0
+            assert op(Image.new("RGB", (4, 4), (200, 100, 50))).getextrema() == ((0, 0),) * 3
 
 
 # What can be wrong
 
 
-def test_missing_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"root: found nothing at .*missing") as error:
-        module(tmp_path / "missing").setup("fit")
-    one_line(error)
-
-
-def test_missing_split_is_named_with_the_likely_one(root: Path) -> None:
-    (root / "val").rename(root / "valid")
-    with pytest.raises(DataError) as error:
-        module(root).setup("fit")
-    line = one_line(error)
-    assert "val_split: got 'val', which is no folder of" in line
-    assert "expected one of 'train', 'valid'; did you mean 'valid'?" in line
-
-
-def test_folder_without_images_is_named(root: Path) -> None:
-    for file in (root / "val").rglob("*.png"):
-        file.rename(file.with_suffix(".txt"))
-    with pytest.raises(
-        DataError, match=r"folder .*val: found no images, expected .*\.png"
-    ) as error:
-        module(root).setup("fit")
-    one_line(error)
-
-
-def test_class_without_images_is_named(root: Path) -> None:
-    for file in (root / "val" / "dog").iterdir():
-        file.unlink()
-    with pytest.raises(DataError, match=r"folder .*val/dog: found no images") as error:
-        module(root).setup("fit")
-    one_line(error)
-
-
-@pytest.mark.parametrize(("fewer", "more"), [("val", "train"), ("train", "val")])
-def test_class_of_one_split_only_is_named(root: Path, fewer: str, more: str) -> None:
-    (root / fewer / "owl").rename(root / "elsewhere")
-    with pytest.raises(DataError) as error:
-        module(root).setup("fit")
-    assert f"{fewer}: found no images of 'owl', expected the classes of" in one_line(error)
-    assert str(root / more) in str(error.value)
-
-
-def test_misspelt_class_gets_a_suggestion(root: Path) -> None:
-    (root / "val" / "owl").rename(root / "val" / "owls")
-    with pytest.raises(DataError, match=r"no images of 'owl'.*did you mean 'owls'"):
-        module(root).setup("fit")
-
-
-def test_images_beside_the_classes_are_refused(root: Path) -> None:
+def stray(root: Path) -> None:
     write_image(root / "train" / "stray.png")
-    with pytest.raises(
-        DataError, match=r"train: found stray.png, expected a folder for each class"
-    ):
+
+
+def no_image(root: Path) -> None:
+    for file in (root / "train" / "dog").iterdir():
+        file.unlink()
+        file.with_suffix(".cr2").write_bytes(b"raw")
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "split": (
+        lambda root: (root / "val").rename(root / "valid"),
+        r"val_split: got 'val'.*expected one of 'train', 'valid'; did you mean 'valid'\?",
+    ),
+    "images": (
+        lambda root: [f.rename(f.with_suffix(".txt")) for f in (root / "val").rglob("*.png")],
+        r"val_split: found no images in .*val \(only 6 \.txt\)",
+    ),
+    "class": (no_image, r"train/dog: class without images: found no images \(only 4 \.cr2\)"),
+    "stray": (stray, r"train: images beside the classes: found stray\.png"),
+    "extra class": (
+        lambda root: (root / "val" / "owl").rename(root / "val" / "owls"),
+        r"val/owls: unknown class: 'owls' is not among .*; did you mean 'owl'\?",
+    ),
+    "one class": (
+        lambda root: [shutil.rmtree(root / "train" / name) for name in ("cat", "dog")],
+        r"train: found only 'owl', expected a folder for each of two or more classes",
+    ),
+    "root": (lambda root: root.rename(root.with_name("x")), r"root: found nothing at "),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_folder_is_named(name: str, root: Path) -> None:
+    root = root.rename(root.parent / "set") if name == "root" else root
+    change, message = FAULTS[name]
+    change(root)
+    with pytest.raises(DataError, match=message) as error:
         module(root).setup("fit")
+    one_line(error)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -387,16 +484,16 @@ def test_source_that_does_not_open_is_named(root: Path) -> None:
         ({"num_workers": -1}, "num_workers: got -1"),
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"num_classes": 1}, "num_classes: got 1"),
+        ({"split": 1.0}, r"split: got 1.0, expected a share in \(0, 1\)"),
+        ({"kfold": "5/5"}, "kfold: got '5/5', expected 'K/I'"),
+        ({"kfold": "5/0", "split": 0.2}, "kfold: got '5/0', expected null beside split=0.2"),
+        ({"split": 0.2, "dataset": "wds/x"}, "split: got 0.2, expected None with dataset"),
+        ({"in_chans": 4}, "in_chans: got 4, expected 1 or 3"),
+        ({"in_chans": 1, "mean": (0.1, 0.2, 0.3)}, "mean: .* expected 1 numbers"),
+        ({"class_weights": "even"}, "class_weights: got 'even'"),
+        ({"sampling": "balance"}, "sampling: got 'balance'.* did you mean 'balanced'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         module(Path("root"), **arguments)
-
-
-def test_of_two_classes_the_one_missing_in_val_is_named(tmp_path: Path) -> None:
-    for folder in ("train/cat", "train/dog", "val/cat"):
-        (tmp_path / folder).mkdir(parents=True)
-        Image.new("RGB", (40, 40)).save(tmp_path / folder / "0.png")
-    with pytest.raises(DataError, match="dog"):
-        _ = ImageClassificationDataModule(root=str(tmp_path)).num_classes

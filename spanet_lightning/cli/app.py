@@ -39,6 +39,7 @@ COMMANDS = {
     "export": Command("export", "write a classifier as ONNX, safetensors or MLflow model, checked"),
     "bench": Command("bench", "measure time and memory: models, mixers, loaders, resolution"),
     "data": Command("data", "check a data set: all of its faults at once, each with its file"),
+    "init": Command("init", "look at a folder of images and write a configuration for it"),
     "sweep": Command("sweep", "run ablations and searches: studies that a YAML defines"),
     "configs": Command("configs", "list, show or copy the packaged configurations and studies"),
     "runs": Command("runs", "list, compare and repeat runs that MLflow holds"),

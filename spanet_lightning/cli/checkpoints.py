@@ -12,19 +12,22 @@ from spanet_lightning import checkpoints
 from spanet_lightning.backbones import checkpoint_file
 from spanet_lightning.backbones.official import knob
 from spanet_lightning.cli import resume
+from spanet_lightning.data.info import check_same, info_of, stored_info
 from spanet_lightning.errors import CheckpointError, did_you_mean
 
 
-def check(path: str | Path, model: nn.Module, root: str | Path = "runs") -> None:
+def check(path: str | Path, model: nn.Module, root: str | Path = "runs", data: Any = None) -> None:
     """Check that a checkpoint can be read without running code, and holds this model's weights.
 
     Args:
         path: What the user gave as `ckpt_path`.
         model: The model that is to be restored.
         root: Folder of runs, searched for a suggestion.
+        data: The data module that it is to be used on; None compares no classes.
 
     Raises:
         CheckpointError: If it can't, or does not.
+        DataError: If the data has other classes, or another normalisation.
     """
     # Lightning takes addresses as well, and then unpickles whatever they hold.
     if "://" in str(path):
@@ -51,6 +54,10 @@ def check(path: str | Path, model: nn.Module, root: str | Path = "runs") -> None
             f"ckpt_path: {path} is not a checkpoint of a run; to start from official weights "
             f"set model.weights{_instead(file)}"
         )
+    # First: other classes are why a head has another shape.
+    stored, current = stored_info(state), info_of(data)
+    if stored is not None and current is not None:
+        check_same(stored, current, str(path))
     _compare(str(path), state, model)
 
 

@@ -40,6 +40,7 @@ from spanet_lightning.cli.options import RUNS
 from spanet_lightning.cli.overlays import Overlays
 from spanet_lightning.cli.predictions import PredictionWriter
 from spanet_lightning.cost import ModelCost, model_cost
+from spanet_lightning.data.info import check_channels
 from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid
 from spanet_lightning.exit import users_error
@@ -100,6 +101,7 @@ class Experiment(CommandLine):
             CheckpointError: If `ckpt_path` can't be resumed from.
         """
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        check_channels(self.model, self.datamodule)
         # Lightning finds this one out by dividing by it.
         if config["accumulate_grad_batches"] < 1:
             key = "trainer.accumulate_grad_batches"
@@ -170,7 +172,7 @@ class Experiment(CommandLine):
             found = resume.Resume(saved, source if ours and self.subcommand == "fit" else None)
         lines = [found.says] if found.says else []
         if found.checkpoint is not None:
-            checkpoints.check(found.checkpoint, self.model, root)
+            checkpoints.check(found.checkpoint, self.model, root, self.datamodule)
             if self.subcommand == "fit":
                 allowed = self._get(self.config_init, "allow_changes")
                 source = Path(found.checkpoint).parent

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spanet_lightning import pictures, tracking
 from spanet_lightning.callbacks.run_record import RunRecord
-from spanet_lightning.cli.predictions import PredictionWriter, colours_of, name_of
+from spanet_lightning.cli.predictions import OutputNames, PredictionWriter, colours_of
 from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.errors import invalid
 from spanet_lightning.tasks import DetectionTask, SegmentationTask
@@ -46,6 +46,7 @@ class Overlays(Callback):
         self.writer = writer
         self.every = every
         self._drawn = 0
+        self._names = OutputNames()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse tasks that find nothing to draw."""
@@ -108,7 +109,7 @@ class Overlays(Callback):
             if self._drawn >= self.count:
                 return
             self._drawn += 1
-            name = str(name_of(batch.paths[i], data).with_suffix("")).replace("/", "-")
+            name = self._names(batch.paths[i], trainer).replace("/", "-")
             yield name, picture(batch, i, objects, data)
 
 

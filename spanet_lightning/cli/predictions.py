@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from PIL import Image
 from spanet_lightning import summary
 from spanet_lightning.data import rle
 from spanet_lightning.data.class_lists import palette
+from spanet_lightning.data.listing import stem
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.run_dir import reserve, write_text
+from spanet_lightning.tables import csv_row
 from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
 FOLDER = "predictions"
@@ -29,7 +32,8 @@ class PredictionWriter(BasePredictionWriter):
     Classification: `predictions.csv` with the path of each image, its most probable classes and
     their probabilities. Detection: `results.json` in COCO's format of results, category ids and
     image ids being those of the data, and `images.json` with the file of each id. Segmentation:
-    `masks/NAME.png`, the class of each pixel from 0 as the index of a palette.
+    `masks/NAME.png`, the class of each pixel from 0 as the index of a palette; NAME is the path of
+    the image without its ending, with it where two images differ in that alone.
 
     Args:
         run: Folder of the run; predictions get a new one in it.
@@ -43,6 +47,7 @@ class PredictionWriter(BasePredictionWriter):
         self.run = run
         self.folder = run / FOLDER
         self._written = 0
+        self.names = OutputNames()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reserve the folder."""
@@ -69,7 +74,7 @@ class PredictionWriter(BasePredictionWriter):
             rows = [_detected(found, data) for found in prediction]
         elif isinstance(pl_module, SegmentationTask):
             for found in prediction:
-                self._write_mask(found, data)
+                self._write_mask(found, trainer)
                 rows.append({"path": found["path"]})
         self._written += len(rows)
         with self._part(trainer.global_rank).open("a", encoding="utf-8") as part:
@@ -112,15 +117,44 @@ class PredictionWriter(BasePredictionWriter):
             table.writerow(["path", *names])
             for row in rows:
                 pairs = zip(row["classes"], row["probabilities"], strict=True)
-                table.writerow([row["path"], *(value for pair in pairs for value in pair)])
+                table.writerow(csv_row([row["path"], *(value for pair in pairs for value in pair)]))
 
-    def _write_mask(self, found: Any, data: Any) -> None:
+    def _write_mask(self, found: Any, trainer: Trainer) -> None:
         labels = found["labels"].cpu().numpy().astype(np.uint8)
-        target = self.folder / "masks" / name_of(found["path"], data).with_suffix(".png")
+        target = self.folder / "masks" / f"{self.names(found['path'], trainer)}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(labels)  # of mode L, which a palette makes P
+        data = trainer.datamodule  # type: ignore[attr-defined]
         image.putpalette([channel for colour in colours_of(data) for channel in colour])
         image.save(target)
+
+
+class OutputNames:
+    """Names of what is written for each image: its path without the ending.
+
+    With it, where two images differ in that alone, or in upper and lower case, which some file
+    systems ignore.
+    """
+
+    def __init__(self) -> None:
+        self._ambiguous: set[str] | None = None
+
+    def __call__(self, path: str, trainer: Trainer) -> str:
+        """Return the name for an image, with "/" between folders.
+
+        Args:
+            path: The image.
+            trainer: Predicts or evaluates; its loader has all of them.
+        """
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        name = name_of(path, data).as_posix()
+        if self._ambiguous is None:
+            loader: Any = trainer.predict_dataloaders
+            paths = getattr(getattr(loader, "dataset", None), "paths", ())
+            names = [name_of(str(one), data).as_posix() for one in paths]
+            stems = Counter(stem(one).casefold() for one in names)
+            self._ambiguous = {one for one in names if stems[stem(one).casefold()] > 1}
+        return name if name in self._ambiguous else stem(name)
 
 
 def name_of(path: str, data: Any) -> Path:

@@ -28,8 +28,8 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 
 from spanet_lightning.cache import cache_folder
-from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.decode import max_pixels
+from spanet_lightning.data.faults import SampleError
 from spanet_lightning.data.samplers import processes
 from spanet_lightning.errors import DataError, invalid, invalid_choice
 

@@ -1,10 +1,11 @@
-"""Images of a folder, or of any other source that timm reads, as a classifier trains on them."""
+"""Labelled images: a folder for each class, or any other source that timm reads."""
 
 from __future__ import annotations
 
 import os
 import random
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -12,59 +13,73 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from timm.data.auto_augment import posterize
 from timm.data.dataset import ImageDataset, IterableImageDataset
 from timm.data.dataset_factory import create_dataset
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Grayscale
 
 from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
-from spanet_lightning.data.checks import (
+from spanet_lightning.data.class_folders import (
     CheckedImages,
-    KeptReader,
-    check_class_folders,
-    check_same_classes,
-    read_folder,
+    LabelledFiles,
+    class_faults,
+    class_names,
+    held_out,
     split_folder,
 )
 from spanet_lightning.data.draws import entropy, preserved, spread, uniform
 from spanet_lightning.data.faults import refuse
-from spanet_lightning.data.info import DataInfo
-from spanet_lightning.data.listing import scan
+from spanet_lightning.data.info import DataInfo, check_unique
+from spanet_lightning.data.listing import Listing, list_images
 from spanet_lightning.data.loaders import drawn_loader, exact_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
-from spanet_lightning.data.normalize import MEAN, STD, Channels, Normalize, in_precision_of_run
-from spanet_lightning.data.posterize import repair_posterize
+from spanet_lightning.data.normalize import MEAN, STD, Normalize, in_precision_of_run
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
 _ERASING = 1  # sets its seeds apart from those of the samples
 SOURCES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 TrainInterpolation = Literal["random", "bilinear", "bicubic", "nearest", "lanczos"]
+Sampling = Literal["shuffle", "balanced"]
+ClassWeights = Literal["balanced"]
 
 
 class ImageClassificationDataModule(LightningDataModule):
     """Labelled images through timm's transforms, by default a folder for each split and class.
 
-    The loaders give images as uint8, shape (B, 3, H, W): worker processes and the bus to a device
-    carry a quarter of what float32 takes. `on_after_batch_transfer`, which Lightning calls once a
-    batch is on its device, normalises the images there. Who
-    iterates over a loader by hand calls `normalize`.
+    A class is a folder directly below a split; folders below it are just folders. Labels number the
+    classes of the training split, whichever split is read. The loaders give images as uint8, shape
+    (B, C, H, W): worker processes and the bus to a device carry a quarter of what float32 takes.
+    `on_after_batch_transfer`, which Lightning calls once a batch is on its device, normalises the
+    images there. Code that iterates over a loader itself calls `normalize`.
 
     The defaults of augmentation are those of the published ImageNet recipe. Random erasing
     comes last, after Mixup: `ClassificationTask` calls `erase`.
 
     Args:
         root: Folder of the data: `root/<split>/<class>/*.jpg` for an empty `dataset`.
-        dataset: Empty for folders, or another source in the words of `timm.data.create_dataset`:
+        dataset: Empty for folders, or another source in the notation of `timm.data.create_dataset`:
             `wds/...`, `hfds/...`, `torch/...`; these may need a package of their own.
-        train_split: Split to train on.
-        val_split: Split that steers the run.
-        test_split: Split to test on; null is `val_split`.
-        predict_root: Folder of images to predict, searched through; null predicts the test split.
-        num_classes: Classes of a `dataset` that can't tell; null counts those of folders.
+        train_split: Split to train on; "." if the folders of classes are in `root` itself.
+        val_split: Split to validate on.
+        test_split: Split to test on; null is the validation split.
+        split: Share of each class of the training split to validate on instead of `val_split`.
+        kfold: "K/I" holds out fold I, from 0, of K stratified folds of the training split instead.
+        split_seed: Seed of `split` and `kfold`; independent of the seed of the run.
+        predict_root: Folder of images to predict, searched recursively; null predicts the test
+            split.
+        classes: Names of the classes in the order of labels; null takes the folders of the training
+            split, or without one those of the split that there is.
+        num_classes: Classes of a `dataset` that doesn't state them; null counts those of folders.
         image_size: Height and width of the network's input, in pixels.
+        in_chans: Channels of the network's input: 3 (grey images are repeated) or 1 (colours become
+            grey).
         crop_pct: At evaluation, `image_size` over the length to which the shorter side is resized
             before the central crop.
         interpolation: How images are resized at evaluation.
@@ -75,13 +90,18 @@ class ImageClassificationDataModule(LightningDataModule):
         color_jitter: Strength of colour jitter, where `auto_augment` is null.
         auto_augment: Policy in timm's notation, such as `rand-m9-mstd0.5-inc1`; null is none.
         re_prob: Probability that random erasing fills one box of the image with noise.
-        mean: Mean of each channel, of values in [0, 1], that is subtracted.
-        std: Standard deviation of each channel that is divided by.
+        mean: Mean of each channel, of values in [0, 1], that is subtracted; null is ImageNet's.
+        std: Standard deviation of each channel that is divided by; null is ImageNet's.
+        class_weights: "balanced" weights the training loss of each image by the inverse frequency
+            of its class; null weights all alike.
+        sampling: "shuffle" visits each training image once per epoch; "balanced" draws as many from
+            each class, with replacement.
         batch_size: Images in a batch, on each device.
-        num_workers: Processes that load, on each device; 0 loads in the training process.
+        num_workers: Processes that load, on each device, at most as many as the machine has cores;
+            0 loads in the training process.
         on_bad_sample: What to do with images that can't be decoded: "fail" at the first, by name,
-            or "skip": read all once beforehand, and leave them out. Folders only.
-        max_bad_samples: Largest share of a split that "skip" may leave out; one always may be.
+            or "skip": read all once beforehand, and exclude them. Folders only.
+        max_bad_samples: Largest share of a split that "skip" may exclude; one image always may be.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -94,9 +114,14 @@ class ImageClassificationDataModule(LightningDataModule):
         train_split: str = "train",
         val_split: str = "val",
         test_split: str | None = None,
+        split: float | None = None,
+        kfold: str | None = None,
+        split_seed: int = 0,
         predict_root: str | None = None,
+        classes: list[str] | None = None,
         num_classes: int | None = None,
         image_size: int = 224,
+        in_chans: int = 3,
         crop_pct: float = 0.9,
         interpolation: Interpolation = "bicubic",
         train_interpolation: TrainInterpolation = "random",
@@ -106,8 +131,10 @@ class ImageClassificationDataModule(LightningDataModule):
         color_jitter: float = 0.4,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         re_prob: float = 0.25,
-        mean: Channels = MEAN,
-        std: Channels = STD,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        class_weights: ClassWeights | None = None,
+        sampling: Sampling = "shuffle",
         batch_size: int = 128,
         num_workers: int = 8,
         on_bad_sample: OnBadSample = "fail",
@@ -115,20 +142,29 @@ class ImageClassificationDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
-        if self.bad_samples.skips and dataset:
-            raise invalid("on_bad_sample", on_bad_sample, f"'fail' with dataset={dataset!r}")
         if dataset and not dataset.startswith(SOURCES):
             accepted = ", ".join(repr(f"{source}...") for source in SOURCES)
             hint = did_you_mean(f"{dataset.partition('/')[0]}/", SOURCES)
             raise invalid("dataset", dataset, f"'' for folders or one of {accepted}", hint)
-        if batch_size < 1:
-            raise invalid("batch_size", batch_size, "at least 1")
-        if num_workers < 0:
-            raise invalid("num_workers", num_workers, "at least 0")
-        if num_classes is not None and num_classes < 2:
-            raise invalid("num_classes", num_classes, "null or at least 2")
-        if image_size < 32:
-            raise invalid("image_size", image_size, "at least 32 pixels")
+        for key, value, default in (
+            ("on_bad_sample", on_bad_sample, "fail"),
+            ("split", split, None),
+            ("kfold", kfold, None),
+            ("class_weights", class_weights, None),
+            ("sampling", sampling, "shuffle"),
+        ):
+            if dataset and value != default:
+                raise invalid(key, value, f"{default!r} with dataset={dataset!r}")
+        for key, number, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("image_size", image_size, 32),
+            ("num_classes", 2 if num_classes is None else num_classes, 2),
+        ):
+            if number < least:
+                raise invalid(key, number, f"at least {least}")
+        if in_chans not in (1, 3):
+            raise invalid("in_chans", in_chans, "1 or 3")
         if not 0 < crop_pct <= 1:
             raise invalid("crop_pct", crop_pct, "a number in (0, 1]")
         if not 0 < scale[0] <= scale[1] <= 1:
@@ -138,23 +174,46 @@ class ImageClassificationDataModule(LightningDataModule):
         for key, share in (("hflip", hflip), ("re_prob", re_prob)):
             if not 0 <= share <= 1:
                 raise invalid(key, share, "a number in [0, 1]")
-        for key, value, names in (
+        for key, choice, names in (
             ("interpolation", interpolation, get_args(Interpolation)),
             ("train_interpolation", train_interpolation, get_args(TrainInterpolation)),
+            ("sampling", sampling, get_args(Sampling)),
+            ("class_weights", class_weights or "balanced", get_args(ClassWeights)),
         ):
-            if value not in names:
-                raise invalid_choice(key, value, names)
+            if choice not in names:
+                raise invalid_choice(key, choice, names)
+        if split is not None and not 0 < split < 1:
+            raise invalid("split", split, "a share in (0, 1), or null")
+        if split is not None and kfold is not None:
+            raise invalid("kfold", kfold, f"null beside split={split}")
+        if classes is not None:
+            check_unique(classes, "classes")
+        # One channel: the mean of three, as timm does it.
+        whole = in_chans == 3
+        mean = mean or (MEAN if whole else (sum(MEAN) / 3,))
+        std = std or (STD if whole else (sum(STD) / 3,))
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) != in_chans:
+                raise invalid(key, values, f"{in_chans} numbers, one for each of in_chans")
         self.root = root
         self.dataset = dataset
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split
+        self.share = split
+        self.fold = None if kfold is None else _fold(kfold)
+        self.split_seed = split_seed
         self.predict_root = predict_root
         self.image_size = image_size
+        self.in_chans = in_chans
+        self.class_weights = class_weights
+        self.sampling: Sampling = sampling
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self._classes = classes
         self._num_classes = num_classes
-        self._readers: dict[str, Any] = {}
+        self._listings: dict[str, Listing] = {}
+        self._readers: dict[str, LabelledFiles] = {}
         self._datasets: dict[str, Dataset[Any]] = {}
         self._normalize = Normalize(mean, std)
         self.mean, self.std = mean, std
@@ -171,112 +230,133 @@ class ImageClassificationDataModule(LightningDataModule):
                 color_jitter=color_jitter,
                 auto_augment=auto_augment,
                 interpolation=train_interpolation,
-                mean=mean,  # what turns and shifts are filled with
+                mean=mean if whole else mean * 3,  # fills what rotations and shifts uncover
                 use_prefetcher=True,  # ends with uint8
             )
         except (AssertionError, KeyError, ValueError) as error:
             # everything else is checked above; timm says little of what it makes of a policy
             accepted = "null or a policy of timm's, such as 'rand-m9-mstd0.5-inc1' or 'original'"
             raise invalid("auto_augment", auto_augment, accepted) from error
-        repair_posterize(self.train_transform)
         self.eval_transform = create_transform(
             image_size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True
         )
+        for step in self.train_transform.transforms:
+            for op in (*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))):
+                if op.name.startswith("Posterize"):
+                    op.aug_fn = _posterize
+        if not whole:  # timm's policies are for colours
+            for transform in (self.train_transform, self.eval_transform):
+                transform.transforms.insert(-1, Grayscale())
 
-    @property
+    # -- what the data is
+
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels.
 
         Raises:
-            DataError: If the data can't tell and `num_classes` is null.
+            DataError: If the data doesn't state them and `num_classes` is null.
         """
+        if self._classes is not None:
+            return tuple(self._classes)
         if not self.dataset:
-            # The validation split has the same classes, as `setup` checks, in far fewer files.
-            # Without it, the training split tells, or the error of a missing folder.
-            try:
-                reader = self._reader("val_split")
-            except DataError:
-                reader = self._reader("train_split")
-            return tuple(reader.class_to_idx)
+            for key in ("train_split", "val_split", "test_split"):
+                folder = Path(self.root) / self.split_name(key)
+                if folder.is_dir():
+                    return class_names(folder)
+            return class_names(split_folder(self.root, self.train_split, "train_split"))
         if self._num_classes is not None:
             return tuple(map(str, range(self._num_classes)))
         names = getattr(self._open("val_split"), "classes", None)  # torchvision's sets have them
         if names is None:
             raise DataError(
-                f"num_classes: got null, expected a number, as {self.dataset!r} does not tell"
+                f"num_classes: got null, expected a number, as {self.dataset!r} does not state it"
             )
         return tuple(names)
 
     @property
-    def info(self) -> DataInfo:
-        """Classes and the normalisation."""
-        return DataInfo(self.class_names, mean=tuple(self.mean), std=tuple(self.std))
-
-    @property
     def num_classes(self) -> int:
         """Number of classes of the data."""
-        if self._num_classes is None and not self.dataset and len(self.class_names) < 2:
-            # No network can be built for one class: where another split has more, say which.
-            self._check_classes()
         return self._num_classes or len(self.class_names)
+
+    @property
+    def info(self) -> DataInfo:
+        """Classes, channels and the normalisation."""
+        return DataInfo(self.class_names, mean=self.mean, std=self.std, channels=self.in_chans)
+
+    @property
+    def predict_base(self) -> Path | None:
+        """Folder that the images to predict are in; None of a `dataset`."""
+        if self.predict_root is not None:
+            return Path(self.predict_root)
+        return None if self.dataset else Path(self.root) / self.split_name("test_split")
 
     @property
     def predict_files(self) -> list[str]:
         """Paths of the images to predict, in their order: of `predict_root`, or the test split's.
 
         Raises:
-            ConfigError: If they come from a `dataset`, which has no files to tell of.
+            ConfigError: If they come from a `dataset`, whose files have no names.
         """
-        if self.predict_root is not None:
-            return self._predict_files
-        if self.dataset:
+        if self.predict_root is None and self.dataset:
             raise invalid("predict_root", None, "a folder")
-        return [path for path, _ in self._reader("test_split").samples]
+        return list(self._reader("test_split" if self.predict_root is None else "predict").files)
 
-    @cached_property
-    def _predict_files(self) -> list[str]:
-        return [path for path, _ in self._predicted().samples]
+    def loss_weights(self) -> Float[Tensor, " k"] | None:
+        """Return the weight of each class in the loss, 1 on average over the training images."""
+        if self.class_weights is None:
+            return None
+        counts = torch.from_numpy(self._reader("train_split").counts(self.num_classes))
+        return (counts.sum() / (self.num_classes * counts)).float()
 
     def identity(self) -> DataIdentity:
         """Return what data this is, of the splits that were set up."""
         keys = [key for key in ("train_split", "val_split", "test_split") if key in self._datasets]
-        images = {self._split(key): _length(self._datasets[key]) for key in keys}
+        images = {
+            "val" if self._is_held_out(key) else self.split_name(key): _length(self._datasets[key])
+            for key in keys
+        }
         if self.dataset:
-            known = (self.dataset, *(f"{split} {size}" for split, size in images.items()))
+            parts = (self.dataset, *(f"{split} {size}" for split, size in images.items()))
             return DataIdentity(
                 name=self.dataset,
                 source=self.root,
-                digest=digest(*known),
+                digest=digest(*parts),
                 images=images,
                 classes=self.num_classes,
                 covers="the names of source and splits, and their sizes; not what they hold",
             )
-        files = [path for key in keys for path, _ in self._reader(key).samples]
+        files = [file for key in keys for file in self._reader(key).files]
+        found, covers = digest_files(Path(self.root), files), "names and sizes of the files"
+        if self._holds_out:
+            found = digest(found, f"{self.share} {self.fold} {self.split_seed}")
+            covers += ", the validation split"
         return DataIdentity(
             name=Path(self.root).resolve().name,
             source=self.root,
-            digest=digest_files(Path(self.root), files),
+            digest=found,
             images=images,
             classes=self.num_classes,
-            covers="names and sizes of the files, contents of a sample",
+            covers=f"{covers}, contents of a sample",
         )
+
+    # -- Lightning's hooks
 
     def setup(self, stage: str) -> None:
         """List the images of the splits that `stage` reads, and check them.
 
         Raises:
-            DataError: If a folder is missing or empty, or classes differ between splits.
+            DataError: If a folder is missing or empty, or has images of an unknown class.
         """
-        if stage == "predict" and self.predict_root is not None:
-            self._datasets["predict"] = CheckedImages(self._predicted(), self.eval_transform)
-            return
         keys = {"fit": ("train_split", "val_split"), "validate": ("val_split",)}
+        if stage == "predict" and self.predict_root is not None:
+            keys["predict"] = ("predict",)
         for key in keys.get(stage, ("test_split",)):
             self._datasets[key] = self._open(key)
-        if stage == "fit" and not self.dataset:
-            self._check_classes()
+            if not self.dataset and key != "predict" and stage != "predict":
+                self._report(key)
 
-    def normalize(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def normalize(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return images of a loader as a network takes them, on the device that they are on.
 
         Args:
@@ -336,8 +416,16 @@ class ImageClassificationDataModule(LightningDataModule):
         dataset = self._datasets["train_split"]
         if isinstance(dataset, IterableImageDataset):
             dataset.set_epoch(epoch)  # type: ignore[no-untyped-call]
+        weights = None
+        if self.sampling == "balanced":
+            reader = self._reader("train_split")
+            weights = 1.0 / reader.counts(self.num_classes)[np.asarray(reader.labels)]
         return drawn_loader(
-            dataset, batch_size=self.batch_size, num_workers=self.num_workers, epoch=epoch
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            epoch=epoch,
+            weights=weights,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -357,52 +445,88 @@ class ImageClassificationDataModule(LightningDataModule):
             self._datasets[key], batch_size=self.batch_size, num_workers=self.num_workers
         )
 
-    def _check_classes(self) -> None:
-        train, val = self._reader("train_split"), self._reader("val_split")
-        check_same_classes(
-            (Path(train.root), list(train.class_to_idx)), (Path(val.root), list(val.class_to_idx))
+    # -- reading
+
+    @property
+    def _holds_out(self) -> bool:
+        return self.share is not None or self.fold is not None
+
+    def _is_held_out(self, key: str) -> bool:
+        """Whether a split is the part of the training split that is validated on."""
+        return self._holds_out and (
+            key == "val_split" or (key == "test_split" and self.test_split is None)
         )
 
-    def _split(self, key: str) -> str:
-        """Return the name of the split that argument `key` names."""
+    def split_name(self, key: str) -> str:
+        """Return the folder of the split that argument `key` names."""
+        if self._is_held_out(key):
+            return self.train_split
         name: str | None = getattr(self, key)
         return self.val_split if name is None else name
 
-    def _reader(self, key: str) -> Any:
-        """Return timm's reader of a split's folder, which takes a while for millions: only once."""
-        split = self._split(key)
-        if split not in self._readers:
+    def _listing(self, key: str) -> Listing:
+        """Return the files of a split, which takes a while for millions: only once."""
+        if key == "predict":
+            return list_images(Path(str(self.predict_root)), "predict_root")
+        split = self.split_name(key)
+        if split not in self._listings:
             folder = split_folder(self.root, split, key)
-            refuse(iter(scan(folder, Path(self.root)).faults), f"spanet data check {self.root}")
-            reader = read_folder(folder)
-            check_class_folders(folder, reader)
-            self._readers[split] = reader
-        return self._readers[split]
+            listing = list_images(folder, key, Path(self.root))
+            training = split == self.train_split
+            faults = class_faults(listing, self.class_names, training=training)
+            refuse(iter(faults), f"spanet data check {self.root}")
+            self._listings[split] = listing
+        return self._listings[split]
 
-    def _sound(self, key: str) -> Any:
-        """Return the reader of a split without the images that are to be left out."""
-        reader, split = self._reader(key), self._split(key)
-        if self.bad_samples.skips and not isinstance(reader, KeptReader):
-            files = [(path,) for path, _ in reader.samples]
+    def _reader(self, key: str) -> LabelledFiles:
+        """Return the images of a split and their labels, without those that are excluded."""
+        if key in self._readers:
+            return self._readers[key]
+        listing = self._listing(key)
+        if key == "predict":
+            reader = LabelledFiles.unlabelled(listing)
+        else:
+            reader = LabelledFiles.of(listing, self.class_names)
+            if self._holds_out and (key == "train_split" or self._is_held_out(key)):
+                folder = os.path.join(str(listing.folder), "")  # noqa: PTH118 - with its slash
+                names = [file.removeprefix(folder) for file in reader.files]
+                chosen = held_out(
+                    reader.labels, names, self.split_seed, share=self.share, fold=self.fold
+                )
+                reader = reader.select(np.flatnonzero(chosen == (key != "train_split")).tolist())
             look = CheckedImages(reader, self.eval_transform).image
-            kept = self.bad_samples.kept(split, range(len(files)), files, look)
-            self._readers[split] = KeptReader(reader, kept)
-        return self._readers[split]
+            files = [(file,) for file in reader.files]
+            name = "val" if self._is_held_out(key) else self.split_name(key)
+            usable = self.bad_samples.kept(name, range(len(files)), files, look)
+            if len(usable) < len(reader):
+                reader = reader.select(usable)
+        if not len(reader):
+            raise DataError(f"{key}: found no images in {listing.folder}, expected at least one")
+        self._readers[key] = reader
+        return reader
 
-    def _predicted(self) -> Any:
-        folder = Path(str(self.predict_root))
-        if not folder.is_dir():
-            raise DataError(f"predict_root: found no folder at {folder}, expected one of images")
-        refuse(iter(scan(folder).faults), f"spanet data check {folder}")
-        return read_folder(folder)
+    def _report(self, key: str) -> None:
+        """Print which classes have no image in a split, and how uneven they are in training."""
+        counts = self._reader(key).counts(self.num_classes)
+        absent = [name for name, n in zip(self.class_names, counts, strict=False) if not n]
+        where = "the validation part" if self._is_held_out(key) else repr(self.split_name(key))
+        if absent:
+            shown = ", ".join(map(repr, absent[:5])) + (", …" if len(absent) > 5 else "")
+            rank_zero_info(f"{where} has no image of {shown}: no figure of it includes them.")
+        plain = self.class_weights is None and self.sampling == "shuffle"
+        if key == "train_split" and counts.min() and plain and counts.max() >= 10 * counts.min():
+            rank_zero_info(
+                f"Classes have {counts.min()} to {counts.max()} training images; "
+                "data.class_weights or data.sampling: balanced evens them out."
+            )
 
     def _open(self, key: str) -> Dataset[Any]:
         """Return the data set of a split, with the transform that it is read with."""
         training = key == "train_split"
         transform = self.train_transform if training else self.eval_transform
-        if not self.dataset:
-            return CheckedImages(self._sound(key), transform)
-        split = self._split(key)
+        if not self.dataset or key == "predict":
+            return CheckedImages(self._reader(key), transform)
+        split = self.split_name(key)
         try:
             dataset: Any = create_dataset(
                 self.dataset,
@@ -431,3 +555,22 @@ def _length(dataset: Any) -> int:
         return len(dataset)
     except TypeError:
         return -1
+
+
+def _fold(text: str) -> tuple[int, int]:
+    """Return the number of folds and which of them "K/I" is."""
+    folds, _, index = text.partition("/")
+    if not (folds.isdecimal() and index.isdecimal() and 2 <= int(folds) > int(index)):
+        raise invalid("kfold", text, "'K/I': fold I, from 0 to K - 1, of K folds, such as '5/0'")
+    return int(folds), int(index)
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """Return timm's posterization; with 0 bits, which Pillow refuses from 13 on, a black image.
+
+    The published policy keeps 0 bits in one of 45 cases, which would end an epoch.
+    """
+    if bits < 1:
+        return image.point(lambda _value: 0)
+    found: Image.Image = posterize(image, bits, **options)  # type: ignore[no-untyped-call]
+    return found

@@ -18,12 +18,11 @@ from torchvision.transforms import v2
 from spanet_lightning.data import coco_file, coco_layout
 from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
 from spanet_lightning.data.batches import Collate, DetectionSample, DetectionTarget
-from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.coco_file import CocoIndex
 from spanet_lightning.data.decode import opened
 from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_minimum
 from spanet_lightning.data.draws import Draw
-from spanet_lightning.data.faults import refuse
+from spanet_lightning.data.faults import SampleError, refuse
 from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.listing import check_folder, scan
@@ -220,7 +219,7 @@ class CocoDataModule(DenseDataModule):
     @cached_property
     def categories(self) -> dict[int, str]:
         """Names of the classes by their id in the annotation files, in the order of labels."""
-        sets: list[CocoSet] = [self._set(split) for split in ("train", "val", "test")]
+        sets: list[CocoSet] = [self.files(split) for split in ("train", "val", "test")]
         files = sorted((s.file for s in sets), key=lambda file: not file.is_file())
         return coco_file.read_categories(list(dict.fromkeys(files)), f"{sets[0].key}_annotations")
 
@@ -248,11 +247,11 @@ class CocoDataModule(DenseDataModule):
     @property
     def predict_base(self) -> Path:
         """Folder that the images to predict are in."""
-        return self._set("test").folder if self.predict_root is None else Path(self.predict_root)
+        return self.files("test").folder if self.predict_root is None else Path(self.predict_root)
 
     def annotation_file(self, split: Split) -> Path:
         """Return the annotation file of a split."""
-        return self._set(split).file
+        return self.files(split).file
 
     def identity(self) -> DataIdentity:
         """Return what data this is, of the splits that were set up."""
@@ -261,7 +260,7 @@ class CocoDataModule(DenseDataModule):
             name=Path(self.root).resolve().name,
             source=self.root,
             digest=digest_files(
-                Path(self.root), files, [self._set(split).file for split in sorted(self._indices)]
+                Path(self.root), files, [self.files(split).file for split in sorted(self._indices)]
             ),
             images={split: len(index) for split, index in self._indices.items()},
             classes=self.num_classes,
@@ -288,7 +287,7 @@ class CocoDataModule(DenseDataModule):
             else:
                 self._use(split, np.arange(len(index)))
                 if stage != "predict" and not index.num_objects().any():
-                    file = self._set(split).file
+                    file = self.files(split).file
                     raise DataError(
                         f"{split}_annotations: {file} has no annotations of objects, expected some "
                         "to score predictions by"
@@ -317,7 +316,7 @@ class CocoDataModule(DenseDataModule):
 
     # -- reading
 
-    def _set(self, split: Split) -> CocoSet:
+    def files(self, split: Split) -> CocoSet:
         """Return the files of a split: those given, or those that are where exports have them."""
         root = Path(self.root)
         images, file = self._given[split]
@@ -327,7 +326,7 @@ class CocoDataModule(DenseDataModule):
             found = coco_layout.find_split(root, split)
             if found is None:
                 if split == "test":
-                    return self._set("val")
+                    return self.files("val")
                 # COCO's own: the error about the missing file names it.
                 name = coco_layout.SPLITS[split][0]
                 found = (name, f"annotations/instances_{name}.json")
@@ -338,7 +337,7 @@ class CocoDataModule(DenseDataModule):
 
     def _index(self, split: Split) -> CocoIndex:
         if split not in self._indices:
-            files = self._set(split)
+            files = self.files(split)
             drop = split == "train" and self.bad_boxes == "drop"
             index, faults = files.load(self.categories, masks=self.masks, drop=drop)
             refuse(iter(faults), f"spanet data check {self.root}")
@@ -382,7 +381,7 @@ class CocoDataModule(DenseDataModule):
         """Print what is excluded from training and which classes are never seen."""
         if not count:
             raise DataError(
-                f"train_annotations: {self._set('train').file} has no image to train on, expected "
+                f"train_annotations: {self.files('train').file} has no image to train on, expected "
                 f"some of at least {MIN_SIDE} px with a box"
             )
         excluded = {
@@ -401,7 +400,7 @@ class CocoDataModule(DenseDataModule):
                 effect = "can't be learned" if split == "train" else "are not scored"
                 rank_zero_info(
                     f"{len(unused)} of {self.num_classes} categories have no annotation in "
-                    f"{self._set(split).file} and {effect}: {', '.join(unused[:10])}{more}."
+                    f"{self.files(split).file} and {effect}: {', '.join(unused[:10])}{more}."
                 )
 
 
@@ -435,6 +434,12 @@ class CocoImages(Dataset[DetectionSample]):
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the images."""
+        paths: list[str] = self.index.files[self.numbers].tolist()
+        return paths
 
     def __getitem__(self, item: Draw | int) -> DetectionSample:
         draw = Draw.of(item)

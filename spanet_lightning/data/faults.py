@@ -1,4 +1,4 @@
-"""A fault of a data set, as the check lists it and as training stops at it."""
+"""Faults of a data set and of its samples, as the check lists them and training stops at them."""
 
 from __future__ import annotations
 
@@ -45,3 +45,19 @@ def refuse(faults: Iterator[Fault], command: str) -> None:
         count = sum(1 for _ in islice(faults, 999))
         some = f"; {count}{' or more' if count == 999 else ''} more like it or other"
         raise DataError(f"{first}{some if count else ''}; '{command}' lists all faults")
+
+
+class SampleError(DataError):
+    """Something is wrong with one sample; raised where it is read, often in a worker process.
+
+    torch raises the error of a worker again in the training process, with the worker's whole
+    traceback as its message. The last line is ours, and all that a user needs.
+    """
+
+    def __init__(self, message: str) -> None:
+        last_line = message.strip().rsplit("\n", maxsplit=1)[-1]
+        super().__init__(last_line.removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+class UnreadableImageError(SampleError):
+    """An image can't be decoded."""

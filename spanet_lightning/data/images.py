@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.decode import opened, rgb
+from spanet_lightning.data.faults import SampleError, UnreadableImageError
 from spanet_lightning.data.listing import images_to_predict as images_to_predict
 from spanet_lightning.data.orientation import meant
 from spanet_lightning.errors import SpanetError

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spanet_lightning.errors import DataError, did_you_mean
+from spanet_lightning.errors import DataError, did_you_mean, invalid
 
 KEY = "data_info"
 """Key of the statement in a checkpoint."""
@@ -163,6 +163,25 @@ def check_same(stored: DataInfo, current: DataInfo, checkpoint: str = "the check
                 f"data.{key}: got {list(value)}, expected {list(before_)}, which {checkpoint} was "
                 "trained with"
             )
+
+
+def check_channels(model: Any, data: Any) -> None:
+    """Refuse a backbone for another number of channels than the data has.
+
+    Args:
+        model: A task, or any other module; without a backbone that states `in_chans` it passes.
+        data: Any data module.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    wanted = getattr(getattr(model, "backbone", None), "in_chans", None)
+    channels = getattr(getattr(data, "info", None), "channels", None)
+    if wanted is not None and channels is not None and wanted != channels:
+        key = f", or data.in_chans={wanted}" if hasattr(data, "in_chans") else ""
+        raise invalid(
+            "model.backbone.in_chans", wanted, f"{channels}, the channels of the data{key}"
+        )
 
 
 def _named(names: Sequence[str]) -> str:

@@ -92,6 +92,11 @@ class Listing:
         return ", ".join(parts)
 
 
+def is_listed(name: str) -> bool:
+    """Whether a file or folder of a name is looked at: it is not hidden, nor of a system's own."""
+    return not name.startswith(".") and name.lower() not in _JUNK
+
+
 def scan(folder: Path, root: Path | None = None) -> Listing:
     """List the files below a folder.
 
@@ -119,7 +124,7 @@ def scan(folder: Path, root: Path | None = None) -> Listing:
             return
         for entry in entries:
             ending = PurePosixPath(entry.name).suffix.lower()
-            if entry.name.startswith(".") or entry.name.lower() in _JUNK:
+            if not is_listed(entry.name):
                 hidden.update([ending] if ending in IMAGE_ENDINGS else [])
                 continue
             real = ""

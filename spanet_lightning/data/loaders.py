@@ -8,29 +8,42 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from spanet_lightning.data.draws import Drawn
 from spanet_lightning.data.samplers import (
+    BalancedShuffle,
     EpochShuffle,
+    FixedShuffle,
     GroupedShuffle,
     processes,
 )
-from spanet_lightning.data.workers import SteadyLoader
+from spanet_lightning.data.workers import worker_options
 from spanet_lightning.errors import DataError
 
-Collate = Callable[[list[Any]], Any]
+Collate = Callable[..., Any]
 BATCH = "spanet_batch"
 """Key of a loader's state in a checkpoint: batches of the epoch that had been trained on."""
 
 
-class ResumableLoader(SteadyLoader):
+class ResumableLoader(DataLoader[Any]):
     """A loader that a resumed run begins in the middle of, reading none of what comes before.
 
     Lightning takes its state for a checkpoint and gives it back. What to write there only the task
     knows: the loader is some batches ahead of the training where workers fill a queue.
     """
+
+    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
+        # Lightning's for `overfit_batches`: its first batches would be of one class in class
+        # folders, and most of our samples are read by a `Draw`.
+        if isinstance(options.get("sampler"), SequentialSampler):
+            size = len(dataset)  # type: ignore[arg-type]
+            options["sampler"] = FixedShuffle(size, int(options["batch_size"]))
+            rank_zero_info(
+                "trainer.overfit_batches: every epoch has the same batches, drawn by the seed."
+            )
+        super().__init__(dataset, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what marks the place in a checkpoint for `Task.on_load_checkpoint` to fill in."""
@@ -41,11 +54,6 @@ class ResumableLoader(SteadyLoader):
         batches = int(state.get(BATCH, 0))
         if isinstance(self.sampler, EpochShuffle):
             self.sampler.skip(batches)
-        elif batches:
-            rank_zero_warn(  # trainer.overfit_batches puts a sampler of its own there
-                "This run goes on amid an epoch, but its loader can't: the first "
-                f"{batches} batches of the epoch are trained on once more."
-            )
 
 
 class Stream(IterableDataset[Any]):
@@ -72,6 +80,7 @@ def train_loader(
     num_workers: int,
     epoch: int,
     collate: Collate | None = None,
+    weights: np.ndarray | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of shuffled batches, all of `batch_size`: the rest of an epoch is dropped.
 
@@ -82,28 +91,39 @@ def train_loader(
         num_workers: Processes that load; 0 loads in the training process.
         epoch: The epoch that the run starts or resumes at.
         collate: Makes a batch of a list of samples; torch's default where it is None.
+        weights: How often to draw each sample, relative to the others, with replacement; None
+            visits each once.
 
     Raises:
         DataError: If the data set does not fill one batch on every process.
     """
     if isinstance(dataset, IterableDataset):
-        return SteadyLoader(
+        return DataLoader(
             dataset,
             batch_size=batch_size,
-            num_workers=num_workers,
+            **worker_options(num_workers),
             collate_fn=collate,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
         )
     size = len(dataset)  # type: ignore[arg-type]  # every map-style set here is sized
-    sampler = EpochShuffle(size, batch_size, epoch)
+    sampler = (
+        EpochShuffle(size, batch_size, epoch)
+        if weights is None
+        else BalancedShuffle(weights, batch_size, epoch)
+    )
     if len(sampler) == 0:
         raise _too_few(batch_size, f"{size}, the training images", sampler)
     return _shuffled(dataset, sampler, num_workers, collate)
 
 
 def drawn_loader(
-    dataset: Dataset[Any], *, batch_size: int, num_workers: int, epoch: int
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    num_workers: int,
+    epoch: int,
+    weights: np.ndarray | None = None,
 ) -> DataLoader[Any]:
     """Return `train_loader` of a data set that draws from the process's generators, as timm's do.
 
@@ -112,13 +132,16 @@ def drawn_loader(
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load; 0 loads in the training process.
         epoch: The epoch that the run starts or resumes at.
+        weights: See `train_loader`.
 
     Raises:
         DataError: If the data set does not fill one batch on every process.
     """
     if not isinstance(dataset, IterableDataset):
         dataset = Drawn(dataset)
-    return train_loader(dataset, batch_size=batch_size, num_workers=num_workers, epoch=epoch)
+    return train_loader(
+        dataset, batch_size=batch_size, num_workers=num_workers, epoch=epoch, weights=weights
+    )
 
 
 def grouped_loader(
@@ -180,14 +203,14 @@ def exact_loader(
             f"trainer.devices: got {count} processes for {size} images to evaluate, expected at "
             "most as many"
         )
-    return SteadyLoader(
+    return DataLoader(
         Stream(dataset) if isinstance(dataset, IterableDataset) else dataset,
         batch_size=batch_size,
         # One of torch's by type, which Lightning leaves alone: its own repeats samples.
         sampler=None
         if stream
         else UnrepeatedDistributedSampler(dataset, *processes(), shuffle=False),
-        num_workers=num_workers,
+        **worker_options(num_workers),
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
@@ -202,7 +225,7 @@ def _shuffled(
         # Exactly batch_size samples of a batch follow each other, so the loader's fall on them.
         sampler=sampler,
         generator=sampler.generator,
-        num_workers=num_workers,
+        **worker_options(num_workers),
         collate_fn=collate,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),

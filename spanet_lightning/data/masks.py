@@ -15,9 +15,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from spanet_lightning.data import class_lists
-from spanet_lightning.data.checks import SampleError, UnreadableImageError
 from spanet_lightning.data.class_lists import Colour
 from spanet_lightning.data.decode import opened
+from spanet_lightning.data.faults import SampleError, UnreadableImageError
 from spanet_lightning.data.transforms import IGNORED
 from spanet_lightning.errors import DataError, SpanetError
 
@@ -203,6 +203,11 @@ def survey(
                         f"and {list(palette[code])} in {path}"
                     )
     return found
+
+
+def same_aspect(image: tuple[int, int], mask: tuple[int, int]) -> bool:
+    """Whether a mask has the aspect of its image, but for rounding; both as width and height."""
+    return abs(image[0] * mask[1] / image[1] - mask[0]) <= 1
 
 
 def ranges(values: Iterable[int]) -> str:

@@ -28,7 +28,7 @@ class Normalize:
         ConfigError: If a value can't be subtracted or divided by.
     """
 
-    def __init__(self, mean: Channels = MEAN, std: Channels = STD) -> None:
+    def __init__(self, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
         if min(std) <= 0:
             raise invalid("std", std, "numbers above 0")
         if not all(abs(value) < float("inf") for value in (*mean, *std)):
@@ -38,8 +38,8 @@ class Normalize:
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(
-        self, images: UInt8[Tensor, "b 3 h w"], sizes: Sequence[Sequence[int]] | None = None
-    ) -> Float[Tensor, "b 3 h w"]:
+        self, images: UInt8[Tensor, "b c h w"], sizes: Sequence[Sequence[int]] | None = None
+    ) -> Float[Tensor, "b c h w"]:
         """Return images as a network takes them, on the device that they are on.
 
         Args:
@@ -60,9 +60,9 @@ class Normalize:
         return found
 
     def _scales(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return what to subtract and to divide by, shape (3, 1, 1), copied to a device once."""
+        """Return what to subtract and to divide by, shape (C, 1, 1), copied to a device once."""
         if device not in self._constants:
-            values = 255 * torch.tensor([self.mean, self.std]).reshape(2, 3, 1, 1)
+            values = 255 * torch.tensor([self.mean, self.std]).reshape(2, -1, 1, 1)
             mean, std = values.to(device)
             self._constants[device] = (mean, std)
         return self._constants[device]

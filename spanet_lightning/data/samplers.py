@@ -86,10 +86,53 @@ class EpochShuffle(DistributedSampler[Any]):
         for batch in self.batches()[skipped:]:
             share = batch[first : first + self.batch_size]
             for number, seed in zip(share.tolist(), self.seeds(share), strict=True):
-                yield Draw(number, seed)
+                yield Draw(number % self.size, seed)
 
     def __len__(self) -> int:
         return self.num_batches() * self.batch_size
+
+
+class FixedShuffle(EpochShuffle):
+    """The order of the first epoch in all of them, augmentation included: to overfit a few batches.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples of a batch, on each process.
+    """
+
+    def __init__(self, size: int, batch_size: int) -> None:
+        super().__init__(size, min(batch_size, size))
+
+    def set_epoch(self, epoch: int) -> None:  # noqa: ARG002 - Lightning calls it
+        """Do nothing but begin anew."""
+        super().set_epoch(0)
+
+
+class BalancedShuffle(EpochShuffle):
+    """As many samples as there are, drawn with replacement by weight.
+
+    Args:
+        weights: How often to draw each sample, relative to the others, shape (samples,).
+        batch_size: Samples of a batch, on each process.
+        epoch: The epoch of the first pass: that of the checkpoint where a run is resumed.
+    """
+
+    def __init__(self, weights: np.ndarray, batch_size: int, epoch: int = 0) -> None:
+        self.weights = weights / weights.sum()
+        super().__init__(len(weights), batch_size, epoch)
+
+    def batches(self) -> np.ndarray:
+        """Return the samples of the epoch's batches, each of all processes, shape (N, batch)."""
+        rng = np.random.default_rng(entropy(self.epoch))
+        count = super().__len__() * self.num_replicas
+        order = rng.choice(self.size, count, p=self.weights)
+        # A sample that is drawn again is augmented by another seed: that of number + size.
+        occurrence: dict[int, int] = {}
+        for i, number in enumerate(order.tolist()):
+            occurrence[number] = occurrence.get(number, -1) + 1
+            order[i] += occurrence[number] * self.size
+        found: np.ndarray = order.reshape(-1, self.global_batch)
+        return found
 
 
 class GroupedShuffle(EpochShuffle):

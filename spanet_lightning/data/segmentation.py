@@ -19,15 +19,14 @@ from torchvision.transforms.v2 import functional as F
 from spanet_lightning.data import class_lists
 from spanet_lightning.data.bad_samples import BadSamples, OnBadSample
 from spanet_lightning.data.batches import Collate, SegmentationSample
-from spanet_lightning.data.checks import SampleError
 from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_minimum
 from spanet_lightning.data.draws import Draw
-from spanet_lightning.data.faults import Fault, refuse
+from spanet_lightning.data.faults import Fault, SampleError, refuse
 from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.listing import Listing, Paired, check_folder, pair_by_stem, scan, stem
 from spanet_lightning.data.manifest import DataIdentity, digest_files
-from spanet_lightning.data.masks import MaskClasses, Survey, classes_of, ranges, survey
+from spanet_lightning.data.masks import MaskClasses, Survey, classes_of, ranges, same_aspect, survey
 from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.transforms import IGNORED, Fit, SegmentationAugmentation
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
@@ -234,7 +233,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
         self.reduce_zero_label = reduce_zero_label
         self.resize_masks = masks == "resize"
         self.classes_file = classes_file
-        self._num_classes = num_classes
+        self.given_num_classes = num_classes
         self.crop_size = crop_size
         self.augmentation = SegmentationAugmentation(
             crop_size, long_side, short_side, scale, hflip, photometric
@@ -262,7 +261,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
         values: Counter[int] | None = None
         colours: dict[int, class_lists.Colour] = {}
         if self.class_list is None:
-            if self._num_classes is None:
+            if self.given_num_classes is None:
                 rank_zero_info(
                     f"Reading all masks of {self.root} to count their classes; data.num_classes, "
                     "or a class list, saves that."
@@ -276,14 +275,14 @@ class SegmentationFoldersDataModule(DenseDataModule):
         classes = classes_of(
             self.class_list,
             self.reduce_zero_label,
-            self._num_classes,
+            self.given_num_classes,
             values,
             self.root,
             colours,
         )
         count = len(classes.names)
-        if self._num_classes not in (None, count):
-            raise invalid("num_classes", self._num_classes, f"{count}, as many as are listed")
+        if self.given_num_classes not in (None, count):
+            raise invalid("num_classes", self.given_num_classes, f"{count}, as many as are listed")
         if count < 2:
             raise DataError(f"classes_file: got {count} classes that count, expected two or more")
         return classes
@@ -407,7 +406,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
                 [mask for _, mask in self._paired(name)],
                 listed is not None and listed.by_colour,
                 skip_bad=self.bad_samples.skips,
-                whole=listed is None and self._num_classes is None,
+                whole=listed is None and self.given_num_classes is None,
             )
         return self._surveys[name]
 
@@ -486,7 +485,7 @@ class Pairs:
         image = read_image(path, (mask_h, mask_w), index)
         height, width = image.shape[1:]
         if image.shape[1:] != mask.shape:
-            fits = abs(width * mask_h / height - mask_w) <= 1
+            fits = same_aspect((width, height), (mask_w, mask_h))
             if not (self.resize and fits):
                 hint = "; masks: resize scales it" if fits else ""
                 raise SampleError(
@@ -517,6 +516,11 @@ class MaskedImages(Dataset[SegmentationSample]):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths of the images."""
+        return [image for image, _ in self.pairs.pairs]
 
     def __getitem__(self, item: Draw | int) -> SegmentationSample:
         draw = Draw.of(item)

@@ -1,74 +1,40 @@
-"""What a process that loads data does first: it leaves the signals of a job to the training."""
+"""Processes that load data: how many, their seeds, and what they do with the signals of a job."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch.utils.data import DataLoader
+from lightning.fabric.utilities.seed import pl_worker_init_function
 
-_SENDERS_ARE_TOLD = hasattr(signal, "sigwaitinfo")
-
-
-class SteadyLoader(DataLoader[Any]):
-    """A loader whose workers outlive, from their first moment, the signals that end a run."""
-
-    # Any: torch's iterator is a private class of its own.
-    def __iter__(self) -> Any:
-        """Return the iterator of a pass; its workers, where there are any, are started here."""
-        own = self.worker_init_fn
-        self.worker_init_fn = partial(_begin, own=own)
-        try:
-            with _held_back():
-                return super().__iter__()
-        finally:
-            self.worker_init_fn = own  # as the loader was made, or Lightning has set it
+from spanet_lightning.data.samplers import processes
 
 
-def _begin(worker: int, own: Callable[[int], None] | None) -> None:
-    outlive_signals()
-    if own is not None:
-        own(worker)
+def worker_options(wanted: int) -> dict[str, Any]:
+    """Return a loader's options: at most one process for each core that this one may run on.
+
+    Args:
+        wanted: Processes that load; 0 loads in the training process.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    init = partial(init_worker, rank=processes()[1])
+    return {"num_workers": min(wanted, cores or 1), "worker_init_fn": init}
 
 
-def outlive_signals() -> None:
-    """Ignore Ctrl-C, and every SIGTERM that the training process has not sent.
+def init_worker(worker: int, rank: int = 0) -> None:
+    """Seed a worker as Lightning does, and let it outlive the signals that end a run.
 
-    A terminal, SLURM and containers send their signals to all processes of a job. The training
-    ends after a whole step, and needs its batches until then; by itself it ends its workers. torch
-    ends a worker at a SIGTERM from anybody else, which the training then takes for a crash. Who
-    has sent a signal only a thread that waits for it learns; where the system has no such call
-    (macOS), torch's way stays.
+    A terminal, SLURM and containers send their signals to all processes of a job. The training ends
+    after a whole step, and needs its batches until then; afterwards its workers end by themselves.
+    Of a worker that hangs, torch and Python end what is left by one SIGTERM each.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    training = multiprocessing.parent_process()
-    if training is None or training.pid is None or not _SENDERS_ARE_TOLD:
-        return
-    # A worker that was forked has been born with this mask; threads inherit it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with, args=(training.pid,), daemon=True).start()
+    signal.signal(signal.SIGTERM, _ignore_once)
+    if int(os.environ.get("PL_SEED_WORKERS", "0")):  # seed_everything(workers=True)
+        pl_worker_init_function(worker, rank=rank)
 
 
-@contextmanager
-def _held_back() -> Iterator[None]:
-    """Keep SIGTERM waiting: in this thread until the end, in the processes it forks for good."""
-    if not _SENDERS_ARE_TOLD:
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with(training: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
-        pass
-    os._exit(0)  # as torch's handler does: a worker has nothing to put away
+def _ignore_once(_number: int, _frame: Any) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

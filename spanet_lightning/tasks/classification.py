@@ -119,6 +119,7 @@ class ClassificationTask(Task):
             load_weights(self.backbone, weights, weights_set)
 
         self.label_smoothing = label_smoothing
+        self._class_weights: Tensor | None = None
         self.mixup: Mixup | None = None
         if mixup_prob > 0 and (mixup_alpha > 0 or cutmix_alpha > 0):
             self.mixup = Mixup(  # type: ignore[no-untyped-call]
@@ -141,6 +142,16 @@ class ClassificationTask(Task):
         """Return the logits of images, float32."""
         logits: Tensor = self.backbone(images)
         return logits.float()
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the task, and take the data's weights of classes.
+
+        Args:
+            stage: What the trainer is about to do.
+        """
+        super().setup(stage)
+        weights = getattr(getattr(self.trainer, "datamodule", None), "loss_weights", None)
+        self._class_weights = weights() if weights and stage == "fit" else None
 
     def check_num_classes(self) -> None:
         """Refuse a backbone whose number of classes is not that of the data."""
@@ -201,7 +212,8 @@ class ClassificationTask(Task):
         logits = self(self.erased(images))
         # Mixup has smoothed its soft targets already; class indices are smoothed here.
         smoothing = self.label_smoothing if self.mixup is None else 0.0
-        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        weight = None if self._class_weights is None else self._class_weights.to(logits.device)
+        loss = F.cross_entropy(logits, targets, weight, label_smoothing=smoothing)
         if self.mixup is None:
             self.train_top1.update(logits, targets)
             self.log_epoch_metric("train/top1", self.train_top1)
