@@ -50,7 +50,7 @@ def build_data(files: Sequence[str], overrides: Sequence[str] = ()) -> Lightning
         raise ConfigError(f"data: is missing in {', '.join(files)}")
     try:
         config = parser.parse_args(arguments)
-        found: Any = parser.instantiate_classes(config)
+        found: Any = parser.instantiate(config)
     except ArgumentError as error:
         raise ConfigError(" ".join(str(error).split())) from None
     data: LightningDataModule = found.data
