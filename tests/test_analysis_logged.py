@@ -59,8 +59,9 @@ def test_figures_join_a_run_that_is_named(recorded: Recorded, capsys):  # noqa: 
     inner = Path("more/1-model/x.csv")
     inner.parent.mkdir(parents=True)
     inner.write_text("1")
-    attach.attach(target, [inner], Path("more"), "..")
-    assert _artifacts(recorded, "analysis/1-model") == {"x.csv"}  # and never above
+    folder = attach.attach(target, [inner], Path("more"), "..")
+    assert ".." not in folder  # never above
+    assert _artifacts(recorded, f"{folder}/1-model") == {"x.csv"}
 
 
 def test_a_run_that_is_not_known_is_told_before_anything_is_measured(recorded, capsys):  # noqa: F811

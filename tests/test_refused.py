@@ -244,7 +244,8 @@ REFUSALS: dict[str, Refusal] = {
         ("trainer.callbacks[0].decay: got 2.0: Invalid decay value",),
     ),
     "a value of the checkpoints' group": Refusal(
-        run("--checkpoint.mode=up"), ("checkpoint.mode: got 'up': `mode` can be min, max",)
+        run("--checkpoint.mode=up"),
+        ("checkpoint.mode: got 'up', expected one of 'min', 'max' or null",),
     ),
     "arguments that are not named": config(
         "model:\n  class_path: ClassificationTask\n  dict_kwargs: {foo: 3}\n",

@@ -167,7 +167,9 @@ def _signature(module_name: str, name: str) -> Signature:
                 helps.get(item.target.id, ""),
             )
             for item in node.body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            if isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and not ast.unparse(item.annotation).startswith("ClassVar")
         }
         is_open = False
     else:
