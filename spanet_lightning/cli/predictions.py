@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,12 +131,12 @@ class PredictionWriter(BasePredictionWriter):
 class OutputNames:
     """Names of what is written for each image: its path without the ending.
 
-    With it, where two images differ in that alone, or in upper and lower case, which some file
-    systems ignore.
+    With it for all of them, where two differ in that alone, or in upper and lower case, which some
+    file systems ignore.
     """
 
     def __init__(self) -> None:
-        self._ambiguous: set[str] | None = None
+        self._unique: bool | None = None
 
     def __call__(self, path: str, trainer: Trainer) -> str:
         """Return the name for an image, with "/" between folders.
@@ -147,14 +146,13 @@ class OutputNames:
             trainer: Predicts or evaluates; its loader has all of them.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
-        name = name_of(path, data).as_posix()
-        if self._ambiguous is None:
+        if self._unique is None:
             loader: Any = trainer.predict_dataloaders
             paths = getattr(getattr(loader, "dataset", None), "paths", ())
-            names = [name_of(str(one), data).as_posix() for one in paths]
-            stems = Counter(stem(one).casefold() for one in names)
-            self._ambiguous = {one for one in names if stems[stem(one).casefold()] > 1}
-        return name if name in self._ambiguous else stem(name)
+            stems = [stem(name_of(str(one), data).as_posix()).casefold() for one in paths]
+            self._unique = len(set(stems)) == len(stems)
+        name = name_of(path, data).as_posix()
+        return stem(name) if self._unique else name
 
 
 def name_of(path: str, data: Any) -> Path:

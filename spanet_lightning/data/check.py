@@ -137,6 +137,7 @@ def _copies(groups: Iterable[list[tuple[str, ImageJob]]], contents: Contents) ->
     splits, labels = [], []
     for group in groups:
         first = group[0]
+        group = [first, *(one for one in group[1:] if one[1].path != first[1].path)]
         splits += [(first, other) for other in group[1:] if other[0] != first[0]][:1]
         labels += [(first, other) for other in group[1:] if other[1].label != first[1].label][:1]
     for where, pairs in (("in two splits", splits), ("under two labels", labels)):
