@@ -81,7 +81,7 @@ def model_cost(model: nn.Module, size: int | tuple[int, int] = 224, in_chans: in
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         if hasattr(shadow, "cost_forward"):  # of dense models, whose detections need values
-            shadow.forward = shadow.cost_forward
+            shadow.forward = shadow.cost_forward  # type: ignore[assignment]
         shadow(torch.empty(1, in_chans, height, width, device="meta"))
 
     counts = counter.get_flop_counts()

@@ -46,5 +46,6 @@ def exit_on_user_error() -> Iterator[None]:
         if found is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
         sys.stdout.flush()
-        sys.stderr.write(f"error: {message(found)}\n")
+        if not getattr(found, "shown", False):
+            sys.stderr.write(f"error: {message(found)}\n")
         sys.exit(EXIT_USER_ERROR)

@@ -93,7 +93,8 @@ def kill(folder: Path, rank: int, ranks: int = 2, *more: str) -> tuple[int, str,
 def test_a_killed_rank_ends_all_and_is_named(more: tuple[str, ...], tmp_path: Path) -> None:
     code, errors, ids, gone = kill(tmp_path, 1, 2, *more)
     assert gone
-    assert code == 2
+    # Lightning kills the others five seconds later at most, whatever they are doing.
+    assert code in (2, -signal.SIGKILL)
     expected = f"error: process {ids[1]} (rank 1) was killed by SIGKILL; all processes end"
     assert errors.count(expected) == 1, errors
     assert "gloo" not in errors.replace("distributed_backend=gloo", ""), errors

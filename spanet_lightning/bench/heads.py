@@ -198,7 +198,7 @@ def _lower_threshold(layers: Any, detect: Callable[[], list[Detections]]) -> Non
     threshold = 0.9
     with torch.inference_mode():
         while threshold > 1e-5:
-            layers.config = replace(layers.config, box_score_thresh=threshold)
+            layers.config = replace(layers.config, score_threshold=threshold)
             if min(len(found["labels"]) for found in detect()) >= layers.config.detections_per_img:
                 break
             threshold *= 0.8

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -23,6 +24,8 @@ _parent = os.getppid()
 class LostProcessError(SpanetError, RuntimeError):
     """Another process of the run has ended, which this one depends on."""
 
+    shown = True  # on stderr, where it was found
+
 
 def cause(error: BaseException, trainer: Trainer) -> BaseException:
     """Return what caused an error: the loss of another process, or the error itself.
@@ -36,7 +39,12 @@ def cause(error: BaseException, trainer: Trainer) -> BaseException:
     until = time.monotonic() + _MOMENT
     while not (line := _lost(trainer)) and time.monotonic() < until:
         time.sleep(_MOMENT / 20)
-    return LostProcessError(line) if line else error
+    if not line:
+        return error
+    # At once: Lightning may kill this process before it has finished its records.
+    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.flush()
+    return LostProcessError(line)
 
 
 def _lost(trainer: Trainer) -> str:

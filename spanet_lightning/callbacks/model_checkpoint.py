@@ -82,7 +82,7 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save within an epoch, where an interval of steps or time is over."""
+        """Save within an epoch, where an interval of steps or time, or the run, is over."""
         if (
             trainer.global_step == self._saved_step  # gradients are being accumulated
             or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # saved at the epoch's end
@@ -93,8 +93,10 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         if self._interval is not None:
             over = time.monotonic() - self._saved_at >= self._interval.total_seconds()
             due = bool(trainer.strategy.broadcast(due or over))  # clocks differ between processes
-        if due:
-            self._save(trainer, best=not self._is_measured)
+        # At the end of an epoch that was cut short, the checkpoint would count it as complete.
+        over = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        if due or over or trainer.should_stop:
+            self._save(trainer, best=due and not self._is_measured)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the monitored value aside, to see whether this validation measures it."""
@@ -125,7 +127,9 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         # Lightning warns or raises where the monitor is missing: not before the first validation.
         known = self._validated or not trainer.enable_validation
         known = known or not self._is_measured or self.monitor in trainer.callback_metrics
-        self._save(trainer, best=best and known)
+        cut_short = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        saved = cut_short and self._saved_step == trainer.global_step
+        self._save(trainer, best=best and known, last=not saved)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: the end of the last epoch has been saved."""
@@ -168,7 +172,7 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
             and not trainer.fast_dev_run  # type: ignore[attr-defined]
         )
 
-    def _save(self, trainer: Trainer, best: bool) -> None:
+    def _save(self, trainer: Trainer, best: bool, last: bool = True) -> None:
         """Write the best checkpoints, where they are due, and then the last one."""
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
@@ -176,7 +180,8 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         if best and self._is_candidate(trainer):
             self._save_topk_checkpoint(trainer, candidates)
         self._measured = False
-        self._save_last_checkpoint(trainer, candidates)
+        if last:
+            self._save_last_checkpoint(trainer, candidates)
 
     def _is_candidate(self, trainer: Trainer) -> bool:
         """Whether this epoch is one of those that may have a best checkpoint."""

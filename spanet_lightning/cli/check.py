@@ -37,7 +37,6 @@ RENAMED = {
     "train_proposals": "rpn_post_nms_top_n_train",
     "test_proposals": "rpn_post_nms_top_n_test",
     "samples": "box_batch_size_per_image",
-    "score_threshold": "box_score_thresh",
     "per_level": "topk_candidates",
     "nms_iou": "box_nms_thresh",
     "max_detections": "detections_per_img",

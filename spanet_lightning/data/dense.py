@@ -104,13 +104,14 @@ class DenseDataModule(LightningDataModule, ABC):
 
     def _shuffled(self, dataset: Any, groups: Sequence[int] | None = None) -> DataLoader[Any]:
         """Return a loader of training batches, each of one group where there are groups."""
+        collate: Any = self.collate(training=True)
         loader = grouped_loader(
             dataset,
             [0] * len(dataset) if groups is None else groups,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            collate=self.collate(training=True),
+            collate=collate,
         )
         sampler: Any = loader.sampler
         if sampler.regrouped:
@@ -129,11 +130,12 @@ class DenseDataModule(LightningDataModule, ABC):
         return loader
 
     def _in_order(self, dataset: Any) -> DataLoader[Any]:
+        collate: Any = self.collate(training=False)
         return exact_loader(
             dataset,
             batch_size=self.eval_batch_size,
             num_workers=self.num_workers,
-            collate=self.collate(training=False),
+            collate=collate,
         )
 
 

@@ -294,12 +294,12 @@ def classes_of(
             f"num_classes: the masks of {where} have the values {ranges(values or ())}, expected "
             f"{first} to {num_classes - 1 + first}, or 255, which does not count; {hint}"
         )
-    codes = range(first, num_classes + first)
-    stored = [colours[code] for code in codes if code in (colours or {})] if colours else []
+    numbers = range(first, num_classes + first)
+    stored = [colours[code] for code in numbers if code in (colours or {})] if colours else []
     distinct = len(set(stored)) == num_classes
     return MaskClasses(
         names=tuple(map(str, range(num_classes))),
-        codes=tuple(codes),
+        codes=tuple(numbers),
         ignored=frozenset({IGNORED, 0} if reduce_zero_label else {IGNORED}),
         palette=tuple(stored if distinct else class_lists.palette(num_classes)),
     )

@@ -73,7 +73,7 @@ class FasterRCNN(DetectionHead):
         rpn_post_nms_top_n_train: Proposals per image in training.
         rpn_post_nms_top_n_test: Proposals per image in evaluation.
         box_batch_size_per_image: Boxes per image that the box head learns from.
-        box_score_thresh: Score that a detection must exceed.
+        score_threshold: Score that a detection must exceed.
         box_nms_thresh: IoU above which the lower-scoring of two boxes of one class is dropped.
         detections_per_img: Maximum number of detections per image.
 
@@ -87,7 +87,7 @@ class FasterRCNN(DetectionHead):
     rpn_post_nms_top_n_train: int = 1000
     rpn_post_nms_top_n_test: int = 1000
     box_batch_size_per_image: int = 512
-    box_score_thresh: float = 0.05
+    score_threshold: float = 0.05
     box_nms_thresh: float = 0.5
     detections_per_img: int = 100
 
@@ -102,7 +102,7 @@ class FasterRCNN(DetectionHead):
             positive_int(key, getattr(self, key))
         positive_int("box_batch_size_per_image", self.box_batch_size_per_image, 4)
         positive("anchor_scale", self.anchor_scale)
-        for key in ("box_score_thresh", "box_nms_thresh"):
+        for key in ("score_threshold", "box_nms_thresh"):
             fraction(key, getattr(self, key))
 
     def build(self, channels: Sequence[int], num_classes: int) -> RCNNLayers:
@@ -243,7 +243,7 @@ class RCNNLayers(DetectionLayers):
             size: Height and width of the image in pixels.
         """
         config = self.config
-        region, label = (scores[:, 1:] > config.box_score_thresh).nonzero(as_tuple=True)
+        region, label = (scores[:, 1:] > config.score_threshold).nonzero(as_tuple=True)
         refined = decode(deltas[region, label], boxes[region], stds, size)
         return select(
             refined,

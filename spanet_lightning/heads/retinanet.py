@@ -59,7 +59,7 @@ class RetinaNet(DetectionHead):
         out_channels: Channels of the pyramid and of both towers.
         anchor_scale: Side of a level's smallest square anchor over its stride. The published 4
             gives 32 to 512 pixels; small images need smaller ones.
-        box_score_thresh: Score that a detection must exceed.
+        score_threshold: Score that a detection must exceed.
         topk_candidates: Maximum number of detections per level before NMS.
         box_nms_thresh: IoU above which the lower-scoring of two boxes of one class is dropped.
         detections_per_img: Maximum number of detections per image.
@@ -70,7 +70,7 @@ class RetinaNet(DetectionHead):
 
     out_channels: int = 256
     anchor_scale: float = 4.0
-    box_score_thresh: float = 0.05
+    score_threshold: float = 0.05
     topk_candidates: int = 1000
     box_nms_thresh: float = 0.5
     detections_per_img: int = 100
@@ -79,7 +79,7 @@ class RetinaNet(DetectionHead):
         for key in ("out_channels", "topk_candidates", "detections_per_img"):
             positive_int(key, getattr(self, key))
         positive("anchor_scale", self.anchor_scale)
-        for key in ("box_score_thresh", "box_nms_thresh"):
+        for key in ("score_threshold", "box_nms_thresh"):
             fraction(key, getattr(self, key))
 
     def build(self, channels: Sequence[int], num_classes: int) -> RetinaNetLayers:
@@ -186,7 +186,7 @@ class RetinaNetLayers(DetectionLayers):
             boxes, scores, labels = [], [], []
             for logits, deltas, level in zip(level_logits, level_deltas, anchors, strict=True):
                 probs = logits[i].float().sigmoid().flatten()
-                above = (probs > config.box_score_thresh).nonzero()[:, 0]
+                above = (probs > config.score_threshold).nonzero()[:, 0]
                 best = probs[above].topk(min(config.topk_candidates, len(above)))
                 index = above[best.indices]
                 anchor, label = index // self.num_classes, index % self.num_classes
