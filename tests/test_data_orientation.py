@@ -1,4 +1,4 @@
-"""Images stored turned: pixels, boxes and masks of one image have the same side up."""
+"""EXIF-rotated images: pixels, boxes and masks of one image have the same side up."""
 
 from __future__ import annotations
 
@@ -170,10 +170,11 @@ def test_coco_objects_lie_on_their_pixels(
     assert found["faults"] == []
     upright, stored = annotated == "upright", annotated == "stored"
     unclear = orientation == 3
-    assert found["notes"] == [
-        f"images stored turned, by their EXIF: {upright - unclear:d} annotated upright, "
+    (note,) = [note for note in found["notes"] if "EXIF" in note]
+    assert note == (
+        f"EXIF-rotated images: {upright - unclear:d} annotated upright, "
         f"{stored:d} as stored, and {unclear:d} whose size does not tell: those are read upright"
-    ]
+    )
 
 
 def test_a_size_that_fits_neither_way_is_a_fault(
@@ -189,7 +190,7 @@ def test_a_size_that_fits_neither_way_is_a_fault(
         next(iter(data.val_dataloader()))
     (fault,) = [f for f in checked(root, capsys)["faults"] if f["kind"] == "size mismatch"]
     assert fault["detail"] == (
-        "got 48×32 px (stored turned, EXIF orientation 6), expected 40×48 px as annotated"
+        "got 48×32 px (EXIF-rotated, orientation 6), expected 40×48 px as annotated"
     )
 
 
@@ -231,4 +232,4 @@ def test_the_size_of_the_mask_decides(
     Image.fromarray(labels[:40]).save(mask)
     (fault,) = checked(root, capsys)["faults"]
     assert fault["kind"] == "size mismatch"
-    assert "(stored turned, EXIF orientation 6)" in fault["detail"]
+    assert "(EXIF-rotated, orientation 6)" in fault["detail"]

@@ -78,7 +78,8 @@ def test_resuming_at_another_size_or_with_other_classes_names_the_way_out(
            "--model.backbone.img_size=32", "--data.image_size=32",
            "--data.num_workers=0"]  # fmt: skip
     error = refused([*own, f"--ckpt_path={RUN}"], capsys)
-    assert "has 10 classes, the configured model 2" in error
+    assert "class 'cat', 'dog' is not known to" in error
+    assert "which was trained on '0', '1'" in error
     resumed[1] = "--model.backbone.kernel_sizes=[3,5,7,11]"
     assert "backbone.kernel_sizes differs" in refused(["test", *UNTRACKED, *resumed], capsys)
 

@@ -30,6 +30,7 @@ _SHORT_NAMES = tuple(
     for name in ("callbacks", "loggers", "profilers", "strategies", "plugins", "accelerators")
 )
 """Packages of Lightning whose classes may be named without them."""
+_OWN_SHORT_NAMES = {"MLflowLogger": "spanet_lightning.tracking.MLflowLogger"}
 
 RENAMED = {
     "width": "out_channels",
@@ -242,7 +243,7 @@ class Check:
             raise invalid(shown, plain(written), "the dotted name of a class")
         path = name = str(written)
         if "." not in name:
-            path = _full_path(name)
+            path = _OWN_SHORT_NAMES.get(name) or _full_path(name)
         elif not is_trusted(name):
             top = name.split(".")[0]
             # Not for the standard library: there is no honest reason to build a class of `os`.
