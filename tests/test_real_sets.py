@@ -49,23 +49,22 @@ def streets(root: Path = CAMVID, **arguments: Any) -> SegmentationFoldersDataMod
 
 
 @pytest.mark.parametrize(
-    ("root", "seen"),
+    ("root", "images", "classes"),
     [
-        pytest.param(root, seen, marks=there(root), id=root.name)
-        for root, seen in (
-            (PERSONS, {"images": 169, "annotations": 715, "categories": 1}),
-            (CAMVID, {"images": 468, "classes": 11}),
-            (ADE, {"images": 3, "classes": 150}),
-        )
+        pytest.param(root, images, classes, marks=there(root), id=root.name)
+        for root, images, classes in ((PERSONS, 169, 1), (CAMVID, 468, 11), (ADE, 3, 150))
     ],
 )
 def test_a_sound_set_has_no_fault(
-    root: Path, seen: dict[str, int], capsys: pytest.CaptureFixture[str]
+    root: Path, images: int, classes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app.main(["data", "check", str(root), "--json"])  # ends with 1 where there are faults
     found = json.loads(capsys.readouterr().out)
-    assert found["faults"] == found["notes"] == []
-    assert found["seen"] == seen
+    assert found["faults"] == []
+    # Three images of ADE20K's 150 classes lack most of them.
+    assert all(note.startswith("classes without pixels") for note in found["notes"])
+    assert sum(split["images"] for split in found["splits"].values()) == images
+    assert len(found["classes"]) == classes
 
 
 # -- COCO
