@@ -120,5 +120,5 @@ def test_readme_shows_studies_that_are_sound(tmp_path: Path) -> None:
         path = tmp_path / f"{i}.yaml"
         path.write_text(study, encoding="utf-8")
         check_study(read_study(path))
-    listed = re.findall(r"^\| `(?:digits/)?(\w+)` \| (\d+)", text, flags=re.MULTILINE)
+    listed = re.findall(r"^\| `(?:digits/|cifar10/)?(\w+)` \| (\d+)", text, flags=re.MULTILINE)
     assert {name: int(count) for name, count in listed} == TRIALS
