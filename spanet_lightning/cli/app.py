@@ -37,7 +37,7 @@ COMMANDS = {
     "models": Command("models", "list the variants: parameters, MACs, published figures"),
     "convert": Command("convert", "turn an official checkpoint into safetensors"),
     "export": Command("export", "write a classifier as ONNX, safetensors or MLflow model, checked"),
-    "bench": Command("bench", "measure time and memory: models, mixers, loaders, resolution"),
+    "bench": Command("bench", "measure time and memory: models, mixers, heads, trials"),
     "data": Command("data", "check a data set: all of its faults at once, each with its file"),
     "init": Command("init", "look at a folder of images and write a configuration for it"),
     "sweep": Command("sweep", "run ablations and searches: studies that a YAML defines"),
