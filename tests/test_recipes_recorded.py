@@ -49,7 +49,7 @@ def build(path: Path, folder: str) -> tuple[Task, Any]:
 def test_learning_rates_and_groups_are_the_recorded_ones(name: str) -> None:
     recorded = RECORDED[name]
     folder, _, stem = name.partition("/")
-    (path,) = ROOT.rglob(f"configs/{folder}/{stem}.yaml")
+    path = next((ROOT / "configs").rglob(f"{folder}/{stem}.yaml"))
     task, config = build(path, folder)
     batch = next(config[key] for key in BATCH if config.get(key))
     steps, epochs, max_steps = (recorded[k] for k in ("steps_per_epoch", "epochs", "max_steps"))
