@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
+from spanet_lightning.callbacks.weight_averaging import replace_stock_averages
 from spanet_lightning.checkpoints import SafeCheckpointIO
 from spanet_lightning.cli.check import check_call
 from spanet_lightning.errors import ConfigError
@@ -32,6 +33,7 @@ class Trainer(LightningTrainer):
     def __init__(self, **kwargs: Any) -> None:
         check_call(LightningTrainer, kwargs)
         callbacks, plugins = _as_list(kwargs.get("callbacks")), _as_list(kwargs.get("plugins"))
+        replace_stock_averages(callbacks)
         saves = kwargs.get("enable_checkpointing", True) is not False
         given = any(isinstance(callback, Checkpoint) for callback in callbacks)
         if saves and not given and not kwargs.get("barebones"):

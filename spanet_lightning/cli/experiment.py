@@ -26,6 +26,7 @@ from spanet_lightning.callbacks.nan_guard import FiniteGuard
 from spanet_lightning.callbacks.progress import ImagesPerSecond
 from spanet_lightning.callbacks.run_record import RunRecord
 from spanet_lightning.callbacks.signals import Interrupted, Interruption, name_of, requeue
+from spanet_lightning.callbacks.weight_averaging import replace_stock_averages
 from spanet_lightning.checkpoints import SafeCheckpointIO
 from spanet_lightning.cli import (
     checkpoints,
@@ -115,6 +116,7 @@ class Experiment(CommandLine):
             # Lightning promises to save nothing here, but saves a last checkpoint all the same.
             given = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
             config["enable_checkpointing"] = False
+        replace_stock_averages(given)
         saver = self._get(self.config_init, "checkpoint") if self.subcommand == "fit" else None
         compute = self._get(self.config_init, "compute")
         given += [Compute(compute)] if compute.asked else []
