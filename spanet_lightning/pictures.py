@@ -1,4 +1,4 @@
-"""Pictures of what a dense model found, beside what is there: boxes, masks, names, a legend."""
+"""Visualised predictions beside the ground truth: classes, boxes, masks, names, a legend."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ LEAST_SCORE = 0.3
 
 _LINE = 18  # pixels of a line of text
 _GAP = 4
+_CAPTION_WIDTH = 192  # pixels
 
 
 def stored(
-    image: Float[Tensor, "3 h w"],
+    image: Float[Tensor, "c h w"],
     size: tuple[int, int],
     original_size: tuple[int, int],
     mean: Sequence[float],
@@ -38,7 +39,8 @@ def stored(
         std: What was divided by.
     """
     cut = image[:, : size[0], : size[1]].detach().float().cpu()
-    rgb = cut * torch.tensor(std).reshape(3, 1, 1) + torch.tensor(mean).reshape(3, 1, 1)
+    rgb = cut * torch.tensor(std).reshape(-1, 1, 1) + torch.tensor(mean).reshape(-1, 1, 1)
+    rgb = rgb.expand(3, -1, -1)  # of one channel, grey
     rgb = F.interpolate(rgb[None], size=original_size, mode="bilinear", antialias=True)[0]
     return (rgb * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -121,6 +123,28 @@ def beside(
         top = _LINE + height + line * _LINE
         pen.rectangle((left + 2, top + 3, left + 13, top + 14), fill=colour, outline="black")
         pen.text((left + 18, top + 2), name, fill="black")
+    return canvas
+
+
+def captioned(image: UInt8[Tensor, "3 h w"], lines: Mapping[str, str]) -> Image.Image:
+    """Return an image with lines of text below it, enlarged so that they have room.
+
+    Args:
+        image: The image; a small one is enlarged by whole pixels.
+        lines: Text → colour.
+    """
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    factor = max(1, -(-_CAPTION_WIDTH // picture.width))
+    picture = picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
+    pen = ImageDraw.Draw(picture)
+    width = max(picture.width, *(int(pen.textlength(line)) + 4 for line in lines))
+    canvas = Image.new("RGB", (width, picture.height + len(lines) * _LINE), "white")
+    canvas.paste(picture, ((width - picture.width) // 2, 0))
+    pen = ImageDraw.Draw(canvas)
+    for i, (line, colour) in enumerate(lines.items()):
+        pen.text((2, picture.height + i * _LINE + 2), line, fill=colour)
     return canvas
 
 

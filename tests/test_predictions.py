@@ -86,10 +86,17 @@ def test_classes_are_a_table_with_paths(tmp_path: Path) -> None:
         assert float(row["probability_1"]) >= float(row["probability_2"])
 
 
-def test_pictures_of_a_classifier_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["predict", "--config", helpers.DIGITS, *FEW, "--num_visualizations=2"])
-    assert "num_visualizations: got 2, expected 0 for ClassificationTask" in capsys.readouterr().err
+def test_pictures_of_a_classifier_say_class_and_probability(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    helpers.images(tmp_path / "set")
+    data = ["--data", "ImageClassificationDataModule", "--data.root", str(tmp_path / "set")]
+    sizes = ["--data.image_size=32", "--data.num_workers=0", "--data.batch_size=3"]
+    cli.main(["predict", "--config", helpers.DIGITS, *data, *sizes, "--num_visualizations=4"])
+    pictures = sorted(Path("runs/digits-spanetv2/predictions/pictures").iterdir())
+    assert [p.name for p in pictures] == [f"cat-{i}.png" for i in range(4)]
+    with Image.open(pictures[0]) as shown:  # enlarged, above the label and two classes
+        assert shown.size == (192, 192 + 3 * 18)
     with pytest.raises(SystemExit):
         cli.main(["predict", "--config", DETECTOR, *FEW, "--num_visualizations=-1"])
     assert "num_visualizations: got -1, expected at least 0" in capsys.readouterr().err

@@ -51,7 +51,7 @@ class RunOptions:
             data.batch_size is then the most that a device takes at once; accumulation follows. Null
             takes data.batch_size on each device, and trainer.accumulate_grad_batches.
         num_visualizations: Images to draw predictions on, beside the ground truth: with the
-            predictions, or at each validation for the tracker. Boxes and masks only.
+            predictions, or at each validation for the tracker.
         resume: Whether to resume the run of that name: 'must' refuses where it has no checkpoint,
             'auto' starts it there, 'never' starts a new one in a folder of its own. To resume from
             a certain file, give ckpt_path.

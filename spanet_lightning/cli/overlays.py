@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from torch import Tensor
 from spanet_lightning import pictures, tracking
 from spanet_lightning.callbacks.run_record import RunRecord
 from spanet_lightning.cli.predictions import OutputNames, PredictionWriter, colours_of
+from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.normalize import MEAN, STD
 from spanet_lightning.errors import invalid
-from spanet_lightning.tasks import DetectionTask, SegmentationTask
+from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from spanet_lightning.tracking.pictures import is_due
+
+_RIGHT, _WRONG = "#005ab5", "#dc5a00"
 
 
 class Overlays(Callback):
@@ -49,9 +52,9 @@ class Overlays(Callback):
         self._names = OutputNames()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse tasks that find nothing to draw."""
-        if not isinstance(pl_module, DetectionTask | SegmentationTask):
-            accepted = f"0 for {type(pl_module).__name__}: boxes and masks are drawn"
+        """Refuse tasks that predict nothing that can be drawn."""
+        if not isinstance(pl_module, ClassificationTask | DetectionTask | SegmentationTask):
+            accepted = f"0 for {type(pl_module).__name__}: classes, boxes and masks are drawn"
             raise invalid("num_visualizations", self.count, accepted)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,13 +107,54 @@ class Overlays(Callback):
         picture.save(target)
 
     def _pictures(self, trainer: Trainer, batch: Any, found: Any) -> Iterator[tuple[str, Image]]:
+        """Yield pictures with their names, until there are as many as were asked for."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        for i, objects in enumerate(found):
+        for i in range(len(batch[0]) if isinstance(found, Mapping) else len(found)):
             if self._drawn >= self.count:
                 return
+            # Processes take turns: images of this one are that far apart.
+            number = self._drawn * trainer.world_size + trainer.global_rank
             self._drawn += 1
-            name = self._names(batch.paths[i], trainer).replace("/", "-")
-            yield name, picture(batch, i, objects, data)
+            if isinstance(found, Mapping):
+                paths = getattr(dataset_of(trainer), "paths", ())
+                path = str(paths[number]) if number < len(paths) else f"{number:05d}"
+                drawn = classified(batch, i, found, data)
+            else:
+                path = batch.paths[i]
+                drawn = picture(batch, i, found[i], data)
+            yield self._names(path, trainer).replace("/", "-"), drawn
+
+
+def dataset_of(trainer: Trainer) -> Any:
+    """Return the data set that is read; None of several."""
+    loader: Any = trainer.val_dataloaders
+    if trainer.testing or trainer.predicting:
+        loader = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
+    return getattr(loader, "dataset", None)
+
+
+def classified(batch: Any, i: int, found: Mapping[str, Tensor], data: Any) -> Image:
+    """Return an image of a batch above its most probable classes, and its label where known.
+
+    Args:
+        batch: Images and labels, or images alone.
+        i: Which image.
+        found: What `predict_step` returned for the batch.
+        data: The data module: knows names and normalisation.
+    """
+    names = getattr(data, "class_names", None) or range(found["probabilities"].shape[-1])
+    image = batch[0][i]
+    norm = getattr(data, "info", None) or DataInfo((), mean=MEAN, std=STD)
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    best = [int(c) for c in found["top_classes"][i][:3]]
+    values = found["top_probabilities"][i][:3].tolist()
+    known = len(batch) > 1 and getattr(data, "predict_root", None) is None
+    label = int(batch[1][i]) if known else None
+    lines = {} if label is None else {f"label: {names[label]}": "black"}
+    for c, value in zip(best, values, strict=True):
+        colour = "black" if label is None or c != best[0] else _RIGHT if c == label else _WRONG
+        lines[f"{names[c]} {value:.1%}"] = colour
+    return pictures.captioned(pictures.stored(image, size, size, norm.mean, norm.std), lines)
 
 
 def picture(batch: Any, i: int, found: Any, data: Any) -> Image:
@@ -123,8 +167,8 @@ def picture(batch: Any, i: int, found: Any, data: Any) -> Image:
         data: The data module: knows names, colours and normalisation.
     """
     colours, names = colours_of(data), data.class_names
-    norm = getattr(data, "normalize", None)
-    mean, std = (MEAN, STD) if norm is None else (norm.mean, norm.std)
+    norm = getattr(data, "info", None) or DataInfo((), mean=MEAN, std=STD)
+    mean, std = norm.mean or MEAN, norm.std or STD
     known = getattr(data, "predict_root", None) is None
     detection = "boxes" in found
     truth: Any = batch.targets[i] if detection else batch.masks[i]

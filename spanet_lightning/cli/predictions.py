@@ -19,7 +19,7 @@ from spanet_lightning.data.class_lists import palette
 from spanet_lightning.data.listing import stem
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.run_dir import reserve, write_text
-from spanet_lightning.tables import csv_row
+from spanet_lightning.tables import csv_cell
 from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
 FOLDER = "predictions"
@@ -116,7 +116,8 @@ class PredictionWriter(BasePredictionWriter):
             table.writerow(["path", *names])
             for row in rows:
                 pairs = zip(row["classes"], row["probabilities"], strict=True)
-                table.writerow(csv_row([row["path"], *(value for pair in pairs for value in pair)]))
+                cells = (row["path"], *(value for pair in pairs for value in pair))
+                table.writerow(map(csv_cell, cells))
 
     def _write_mask(self, found: Any, trainer: Trainer) -> None:
         labels = found["labels"].cpu().numpy().astype(np.uint8)

@@ -39,7 +39,7 @@ from spanet_lightning.data.info import DataInfo, check_unique
 from spanet_lightning.data.listing import Listing, list_images
 from spanet_lightning.data.loaders import drawn_loader, exact_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
-from spanet_lightning.data.normalize import MEAN, STD, Normalize, in_precision_of_run
+from spanet_lightning.data.normalize import Normalize, channel_statistics, in_precision_of_run
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
 _ERASING = 1  # sets its seeds apart from those of the samples
@@ -163,8 +163,6 @@ class ImageClassificationDataModule(LightningDataModule):
         ):
             if number < least:
                 raise invalid(key, number, f"at least {least}")
-        if in_chans not in (1, 3):
-            raise invalid("in_chans", in_chans, "1 or 3")
         if not 0 < crop_pct <= 1:
             raise invalid("crop_pct", crop_pct, "a number in (0, 1]")
         if not 0 < scale[0] <= scale[1] <= 1:
@@ -188,13 +186,8 @@ class ImageClassificationDataModule(LightningDataModule):
             raise invalid("kfold", kfold, f"null beside split={split}")
         if classes is not None:
             check_unique(classes, "classes")
-        # One channel: the mean of three, as timm does it.
+        mean, std = channel_statistics(in_chans, mean, std)
         whole = in_chans == 3
-        mean = mean or (MEAN if whole else (sum(MEAN) / 3,))
-        std = std or (STD if whole else (sum(STD) / 3,))
-        for key, values in (("mean", mean), ("std", std)):
-            if len(values) != in_chans:
-                raise invalid(key, values, f"{in_chans} numbers, one for each of in_chans")
         self.root = root
         self.dataset = dataset
         self.train_split = train_split

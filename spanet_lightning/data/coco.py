@@ -27,7 +27,6 @@ from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.listing import check_folder, scan
 from spanet_lightning.data.manifest import DataIdentity, digest_files
-from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.transforms import (
     Augmentation,
     Fit,
@@ -135,8 +134,10 @@ class CocoDataModule(DenseDataModule):
             less than a pixel left and clip the others, as the published runs did (COCO itself has
             one).
         group_by_aspect: Whether training batches hold wide or tall images only.
-        mean: Mean of each channel, of values in [0, 1], that is subtracted.
-        std: Standard deviation of each channel that is divided by.
+        in_chans: Channels of the network's input: 3 (grey images are repeated) or 1 (colours become
+            grey).
+        mean: Mean of each channel, of values in [0, 1], that is subtracted; null is ImageNet's.
+        std: Standard deviation of each channel that is divided by; null is ImageNet's.
         batch_size: Images in a training batch, on each device.
         eval_batch_size: Images in a batch of evaluation, on each device; the published figures
             are for 1, without padding beyond a multiple of 32 px.
@@ -168,15 +169,16 @@ class CocoDataModule(DenseDataModule):
         keep_empty: bool = False,
         bad_boxes: BadBoxes = "refuse",
         group_by_aspect: bool = True,
-        mean: Channels = MEAN,
-        std: Channels = STD,
+        in_chans: int = 3,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         batch_size: int = 2,
         eval_batch_size: int = 1,
         num_workers: int = 4,
         on_bad_sample: OnBadSample = "fail",
         max_bad_samples: float = 0.01,
     ) -> None:
-        super().__init__(mean, std, batch_size, eval_batch_size, num_workers)
+        super().__init__(in_chans, mean, std, batch_size, eval_batch_size, num_workers)
         self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
         for key, choice, names in (
             ("augmentation", augmentation, get_args(Augmentation)),
@@ -242,7 +244,9 @@ class CocoDataModule(DenseDataModule):
     def info(self) -> DataInfo:
         """Classes with the ids of their categories, and the normalisation."""
         mean, std = self.normalize.mean, self.normalize.std
-        return DataInfo(self.class_names, self.category_ids, mean=mean, std=std)
+        return DataInfo(
+            self.class_names, self.category_ids, mean=mean, std=std, channels=self.in_chans
+        )
 
     @property
     def predict_base(self) -> Path:

@@ -12,11 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from spanet_lightning.data.batches import Collate, DetectionBatch, SegmentationBatch
 from spanet_lightning.data.images import images_to_predict, read_image
 from spanet_lightning.data.loaders import exact_loader, grouped_loader
-from spanet_lightning.data.normalize import Channels, Normalize, in_precision_of_run
+from spanet_lightning.data.normalize import Normalize, channel_statistics, in_precision_of_run
 from spanet_lightning.errors import invalid
 
 Batch = TypeVar("Batch", DetectionBatch, SegmentationBatch)
@@ -30,8 +31,10 @@ class DenseDataModule(LightningDataModule, ABC):
     device, normalises the images there. Who iterates over a loader by hand calls `normalized`.
 
     Args:
-        mean: Mean of each channel, of values in [0, 1], that is subtracted.
-        std: Standard deviation of each channel that is divided by.
+        in_chans: Channels of the network's input: 3 (grey images are repeated) or 1 (colours become
+            grey).
+        mean: Mean of each channel, of values in [0, 1], that is subtracted; null is ImageNet's.
+        std: Standard deviation of each channel that is divided by; null is ImageNet's.
         batch_size: Images in a training batch, on each device.
         eval_batch_size: Images in a batch of evaluation, on each device.
         num_workers: Processes that load, on each device; 0 loads in the training process.
@@ -42,8 +45,9 @@ class DenseDataModule(LightningDataModule, ABC):
 
     def __init__(
         self,
-        mean: Channels,
-        std: Channels,
+        in_chans: int,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
         batch_size: int,
         eval_batch_size: int,
         num_workers: int,
@@ -51,7 +55,8 @@ class DenseDataModule(LightningDataModule, ABC):
         super().__init__()
         check_minimum(batch_size=(batch_size, 1), eval_batch_size=(eval_batch_size, 1))
         check_minimum(num_workers=(num_workers, 0))
-        self.normalize = Normalize(mean, std)
+        self.normalize = Normalize(*channel_statistics(in_chans, mean, std))
+        self.in_chans = in_chans
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -98,7 +103,8 @@ class DenseDataModule(LightningDataModule, ABC):
 
     def normalized(self, batch: Batch) -> Batch:
         """Return a batch of a loader, its images normalised, float32, and zero where padded."""
-        return batch._replace(images=self.normalize(batch.images, batch.sizes))
+        images = batch.images if self.in_chans == 3 else rgb_to_grayscale(batch.images)
+        return batch._replace(images=self.normalize(images, batch.sizes))
 
     # -- loaders
 
@@ -119,13 +125,6 @@ class DenseDataModule(LightningDataModule, ABC):
                 f"group_by_aspect: {sampler.regrouped} of {len(dataset)} training images are tall "
                 f"or wide ones too few to fill a batch of {sampler.global_batch}; their batches "
                 "mix both."
-            )
-        remainder = len(dataset) - sampler.num_batches() * sampler.global_batch
-        if remainder > len(dataset) // 10:
-            rank_zero_info(
-                f"batch_size: each epoch trains on {len(dataset) - remainder} of {len(dataset)} "
-                f"images, other ones each time: {remainder} do not fill a batch of "
-                f"{sampler.global_batch}."
             )
         return loader
 

@@ -78,7 +78,7 @@ class DigitScenesDataModule(DenseDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(MEAN, STD, batch_size, batch_size, num_workers)
+        super().__init__(3, MEAN, STD, batch_size, batch_size, num_workers)
         if task not in get_args(DenseTask):
             raise invalid_choice("task", task, get_args(DenseTask))
         check_minimum(image_size=(image_size, _MAX_DIGIT), split_seed=(split_seed, 0))

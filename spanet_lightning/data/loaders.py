@@ -219,6 +219,12 @@ def exact_loader(
 def _shuffled(
     dataset: Dataset[Any], sampler: EpochShuffle, num_workers: int, collate: Collate | None
 ) -> ResumableLoader:
+    trained = sampler.num_batches() * sampler.global_batch
+    if trained < sampler.size:
+        rank_zero_info(
+            f"batch_size: each epoch trains on {trained:,} of {sampler.size:,} images, other ones "
+            f"each time: {sampler.size - trained} do not fill a batch of {sampler.global_batch}."
+        )
     return ResumableLoader(
         dataset,
         batch_size=sampler.batch_size,

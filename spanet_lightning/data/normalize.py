@@ -17,6 +17,30 @@ MEAN: Channels = IMAGENET_DEFAULT_MEAN  # 123.675, 116.28, 103.53 of 255
 STD: Channels = IMAGENET_DEFAULT_STD  # 58.395, 57.12, 57.375 of 255
 
 
+def channel_statistics(
+    in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel; where not given, those of ImageNet.
+
+    Args:
+        in_chans: Channels of the network's input; of one, the mean of three, as timm does it.
+        mean: Of each channel, of values in [0, 1].
+        std: Of each channel, likewise.
+
+    Raises:
+        ConfigError: If the channels are neither 1 nor 3, or there are more or fewer numbers.
+    """
+    if in_chans not in (1, 3):
+        raise invalid("in_chans", in_chans, "1 or 3")
+    found = []
+    for key, given, default in (("mean", mean, MEAN), ("std", std, STD)):
+        values = given or (default if in_chans == 3 else (sum(default) / 3,))
+        if len(values) != in_chans:
+            raise invalid(key, values, f"{in_chans} numbers, one for each of in_chans")
+        found.append(tuple(values))
+    return found[0], found[1]
+
+
 class Normalize:
     """Subtracts a mean from each channel and divides it by a standard deviation.
 

@@ -27,7 +27,6 @@ from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.listing import Listing, Paired, check_folder, pair_by_stem, scan, stem
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.masks import MaskClasses, Survey, classes_of, ranges, same_aspect, survey
-from spanet_lightning.data.normalize import MEAN, STD, Channels
 from spanet_lightning.data.transforms import IGNORED, Fit, SegmentationAugmentation
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
@@ -171,8 +170,10 @@ class SegmentationFoldersDataModule(DenseDataModule):
         scale: Range of the factor of both limits in training.
         hflip: Probability of a horizontal flip.
         photometric: Whether to distort colours in training.
-        mean: Mean of each channel, of values in [0, 1], that is subtracted.
-        std: Standard deviation of each channel that is divided by.
+        in_chans: Channels of the network's input: 3 (grey images are repeated) or 1 (colours become
+            grey).
+        mean: Mean of each channel, of values in [0, 1], that is subtracted; null is ImageNet's.
+        std: Standard deviation of each channel that is divided by; null is ImageNet's.
         batch_size: Images in a training batch, on each device.
         eval_batch_size: Images in a batch of evaluation, on each device; the published figures are
             for 1, without any padding.
@@ -205,15 +206,16 @@ class SegmentationFoldersDataModule(DenseDataModule):
         scale: tuple[float, float] = (0.5, 2.0),
         hflip: float = 0.5,
         photometric: bool = True,
-        mean: Channels = MEAN,
-        std: Channels = STD,
+        in_chans: int = 3,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         batch_size: int = 4,
         eval_batch_size: int = 1,
         num_workers: int = 4,
         on_bad_sample: OnBadSample = "fail",
         max_bad_samples: float = 0.01,
     ) -> None:
-        super().__init__(mean, std, batch_size, eval_batch_size, num_workers)
+        super().__init__(in_chans, mean, std, batch_size, eval_batch_size, num_workers)
         self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
         check_minimum(crop_size=(crop_size, 32), short_side=(short_side, 32))
         check_minimum(long_side=(long_side, short_side))
@@ -311,6 +313,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
             palette=self.classes.palette,
             mean=self.normalize.mean,
             std=self.normalize.std,
+            channels=self.in_chans,
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from spanet_lightning.backbones import (
 )
 from spanet_lightning.backbones.official import FORMAT, WeightsSet, read_weights
 from spanet_lightning.backbones.validate import image_size
+from spanet_lightning.data.info import stored_info
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
 
 FAMILIES: dict[str, type[Backbone]] = {"SPANet": SPANet, "SPANetV2": SPANetV2}
@@ -38,6 +39,7 @@ MODELS: dict[str, tuple[str, str]] = {
 
 CONFIG_FILE = "config.yaml"
 _IMAGES = ("image_size", "mean", "std")
+_STATED = (*_IMAGES, "classes")
 _CLASSIFICATION = "ClassificationTask"
 
 
@@ -52,7 +54,7 @@ class Source:
             default that changes one day does not change the model.
         weights: Where the weights are from, in words.
         images: What is known of the images it was trained on: `image_size` in pixels, `mean` and
-            `std` of each channel, of values in [0, 1].
+            `std` of each channel, of values in [0, 1], and the names of the `classes`.
     """
 
     model: Backbone
@@ -196,7 +198,14 @@ def from_checkpoint(path: Path, weights_set: WeightsSet | None = None) -> Source
     arguments = dict(backbone.get("init_args") or {})
     # In a configuration it comes from the data, and so is not among the arguments.
     arguments["num_classes"] = _num_classes(tensors)
-    return _restored(path, family, arguments, tensors, path.name, _images(_config_beside(path)))
+    config = _config_beside(path)
+    images = _images(config)
+    stored = stored_info(content)
+    if stored is not None:
+        _check_classes(path, stored.classes, config)
+        images |= {"mean": list(stored.mean), "std": list(stored.std)} if stored.mean else {}
+        images["classes"] = list(stored.classes)
+    return _restored(path, family, arguments, tensors, path.name, images)
 
 
 def from_safetensors(path: Path) -> Source:
@@ -210,7 +219,7 @@ def from_safetensors(path: Path) -> Source:
     family = metadata.get("family", "")
     try:
         arguments = json.loads(metadata.get("arguments", ""))
-        images = {key: json.loads(metadata[key]) for key in _IMAGES if key in metadata}
+        images = {key: json.loads(metadata[key]) for key in _STATED if key in metadata}
     except ValueError:
         arguments = None
     if family not in FAMILIES or not isinstance(arguments, dict):
@@ -266,6 +275,16 @@ def _build(
     return Source(cls(**plain).eval(), family, plain, weights, images)
 
 
+def _check_classes(path: Path, classes: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint in the folder of a run whose configuration names other classes."""
+    given = _arguments_of_data(config).get("classes")
+    if isinstance(given, list) and tuple(map(str, given)) != tuple(classes):
+        raise CheckpointError(
+            f"{path}: was trained on the classes {', '.join(classes)}, the {CONFIG_FILE} beside it "
+            f"names {', '.join(map(str, given))}"
+        )
+
+
 def _num_classes(tensors: Mapping[str, Tensor]) -> int:
     """Return the rows of the classifier's last layer: `head` in V1, `head.fc2` in V2."""
     for name in ("head.weight", "head.fc2.weight"):
@@ -305,8 +324,11 @@ def _made_by(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _images(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a configuration tells of the images."""
+    arguments = _arguments_of_data(config)
+    return {key: arguments[key] for key in _IMAGES if arguments.get(key) is not None}
+
+
+def _arguments_of_data(config: Mapping[str, Any]) -> Mapping[str, Any]:
     data = config.get("data")
     arguments = data.get("init_args") if isinstance(data, Mapping) else None
-    if not isinstance(arguments, Mapping):
-        return {}
-    return {key: arguments[key] for key in _IMAGES if arguments.get(key) is not None}
+    return arguments if isinstance(arguments, Mapping) else {}

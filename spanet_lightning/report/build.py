@@ -32,6 +32,7 @@ from spanet_lightning.report.document import (
     Table,
 )
 from spanet_lightning.report.results import Results, Trial
+from spanet_lightning.tables import csv_cell
 
 SCHEMA = "spanet-report/2"
 FORMATS = {"html": "report.html", "markdown": "report.md", "latex": "tables.tex"}
@@ -447,16 +448,14 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
         if writer is None:
             writer = csv.DictWriter(written, list(row), lineterminator="\n")
             writer.writeheader()
-        writer.writerow({key: _cell(value) for key, value in row.items()})
+        writer.writerow({key: csv_cell(_text(value)) for key, value in row.items()})
     return written.getvalue().encode()
 
 
-def _cell(value: Any) -> Any:
-    """Return a value for a CSV; a spreadsheet would run a text that begins with = + - or @."""
+def _text(value: Any) -> Any:
+    """Return a value for a CSV: mappings and lists as JSON."""
     if isinstance(value, dict | list):
-        value = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
+        return json.dumps(value, ensure_ascii=False)
     return _finite(value)
 
 
