@@ -26,7 +26,7 @@ def show(title: str, rows: Mapping[str, str | None]) -> None:
     for name, value in rows.items():
         if value is not None:
             table.add_row(name, value)
-    console().print(table)
+    Console().print(table)  # 80 columns in a file
 
 
 def console(least: int = 0) -> Console:

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
+from spanet_lightning.callbacks.monitors import MonitorCheck
 from spanet_lightning.callbacks.weight_averaging import replace_stock_averages
 from spanet_lightning.checkpoints import SafeCheckpointIO
 from spanet_lightning.cli.check import check_call
@@ -40,6 +41,8 @@ class Trainer(LightningTrainer):
             callbacks.append(
                 ModelCheckpoint(save_last=True, save_top_k=0, enable_version_counter=False)
             )
+        if not kwargs.get("barebones"):
+            callbacks.append(MonitorCheck())
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(SafeCheckpointIO())
         defaults = {"default_root_dir": "runs", "logger": False}

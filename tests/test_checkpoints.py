@@ -15,7 +15,6 @@ from lightning.pytorch import Trainer
 from spanet_lightning import checkpoints, cli, run_dir
 from spanet_lightning.cli import faults, resume
 from spanet_lightning.errors import CheckpointError, ConfigError, NoMemoryError, NoSpaceError
-from spanet_lightning.tasks.metrics import direction
 from tests.helpers import UNTRACKED, refused
 
 RUN = Path("runs/digits-spanetv2")
@@ -321,14 +320,6 @@ def test_slash_in_a_file_name_makes_no_folder():
     assert names == {"last.ckpt", "epoch=0-val-loss=2.ckpt"}
 
 
-def test_best_is_by_the_direction_of_the_metric():
-    trainer = cli.run(["fit", *UNTRACKED, "--checkpoint.monitor=val/loss"]).trainer
-    saver = trainer.checkpoint_callback
-    assert saver.mode == "min"
-    names = ("val/top1", "val/miou", "val/box_ap50", "val/ece", "train/loss_cls")
-    assert [direction(name) for name in names] == ["max", "max", "max", "min", "min"]
-
-
 # -- losses and weights that are no numbers
 
 
@@ -448,16 +439,6 @@ def test_fault_is_one_line_that_names_what_to_change(error, kind, words):
     assert "\n" not in str(found)
     assert all(word in str(found) for word in words), found
     assert faults.explain(RuntimeError("a bug"), FLAT) is None
-
-
-def test_metric_that_early_stopping_does_not_find_ends_with_one_line(capsys):
-    stop = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/tpo1"]
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main(["fit", *UNTRACKED, *stop])
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert exit_info.value.code == 2
-    assert error.startswith("error: trainer.callbacks: ")
-    assert "`val/tpo1`" in error
 
 
 def test_device_out_of_memory_ends_with_one_line(monkeypatch, capsys):

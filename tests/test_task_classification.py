@@ -55,6 +55,14 @@ class FixedLogits(Backbone):
 # Metrics
 
 
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error over 15 equal bins of the confidence."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.ceil(confidence * 15)
+    of_bin = [bins == i for i in np.unique(bins)]
+    return sum(abs(right[b].sum() - confidence[b].sum()) for b in of_bin) / len(labels)
+
+
 @pytest.mark.parametrize("classes", [10, 5])
 def test_metrics_equal_numpy_over_uneven_batches(tmp_path: Path, classes: int) -> None:
     rng = np.random.default_rng(0)
@@ -70,6 +78,7 @@ def test_metrics_equal_numpy_over_uneven_batches(tmp_path: Path, classes: int) -
         "val/top1": (ranks < 1).mean(),
         "val/top5": (ranks < 5).mean(),
         "val/loss": -log_p[np.arange(23), labels].mean(),
+        "val/ece": calibration_error(np.exp(log_p), labels),
     }
     if classes == 5:
         del expected["val/top5"]  # it would be 1 whatever the network does

@@ -38,6 +38,9 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         every_n_train_steps: Optimizer steps between two checkpoints within an epoch.
         train_time_interval: Time between two checkpoints within an epoch.
         kwargs: Arguments of Lightning's callback.
+
+    Attributes:
+        best_metrics: The metrics of the best checkpoint, and its epoch, from 0.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
             train_time_interval=train_time_interval,
             **kwargs,
         )
+        self.best_metrics: dict[str, float] = {}
         self._steps = every_n_train_steps or 0
         self._interval = train_time_interval
         self._saved_at = 0.0  # seconds on the monotonic clock
@@ -125,8 +129,8 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         # A monitor that no validation logs is one of the training epoch.
         best = self._measured or not self._validation_logs_monitor
         # Lightning warns or raises where the monitor is missing: not before the first validation.
-        known = self._validated or not trainer.enable_validation
-        known = known or not self._is_measured or self.monitor in trainer.callback_metrics
+        known = self._validated or not self._is_measured
+        known = known or self.monitor in trainer.callback_metrics
         cut_short = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         saved = cut_short and self._saved_step == trainer.global_step
         self._save(trainer, best=best and known, last=not saved)
@@ -139,12 +143,14 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         return {
             **super().state_dict(),
             "validation_logs_monitor": self._validation_logs_monitor,
+            "best_metrics": self.best_metrics,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the run that is resumed."""
         super().load_state_dict(state_dict)
         self._validation_logs_monitor = state_dict.get("validation_logs_monitor", False)
+        self.best_metrics = dict(state_dict.get("best_metrics", {}))
 
     def format_checkpoint_name(
         self,
@@ -178,7 +184,14 @@ class ModelCheckpoint(lightning_callbacks.ModelCheckpoint):
         self._saved_step = trainer.global_step
         candidates = self._monitor_candidates(trainer)
         if best and self._is_candidate(trainer):
+            score = self.best_model_score
             self._save_topk_checkpoint(trainer, candidates)
+            if self.best_model_score is not score:
+                self.best_metrics = {
+                    name: float(value)
+                    for name, value in candidates.items()
+                    if name.startswith(("val/", "train/")) or name == "epoch"
+                }
         self._measured = False
         if last:
             self._save_last_checkpoint(trainer, candidates)

@@ -95,7 +95,7 @@ class PlainProgress(ProgressBar):
             if name.startswith(prefixes) and not name.endswith(("_step", "_epoch"))
         }
         words = [f"epoch {trainer.current_epoch + 1}{epochs} {what}"]
-        words += [f"{name} {value:.4g}" for name, value in metrics.items()]
+        words += [f"{name} {value:.4g}" for name, value in sorted(metrics.items())]
         words += [f"{self.throughput.rate:.0f} images/s"]
         sys.stdout.write("  ".join(words) + "\n")
         sys.stdout.flush()

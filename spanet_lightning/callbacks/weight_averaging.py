@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 
 class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
@@ -48,7 +48,7 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
             key, first = "step", self.update_starting_at_step or 0
             end = trainer.estimated_stepping_batches
         if first >= end:
-            rank_zero_warn(
+            rank_zero_info(
                 f"EMAWeightAveraging: got update_starting_at_{key}={first}, expected less than "
                 f"{end:.0f}, the {key}s of this run: the average never begins, and the weights are "
                 "the trained ones"

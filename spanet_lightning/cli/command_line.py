@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from spanet_lightning import tracking, trust
 from spanet_lightning.callbacks.compute import ComputeOptions
 from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
+from spanet_lightning.callbacks.monitors import set_modes
 from spanet_lightning.cli import keys
 from spanet_lightning.cli.arguments import Arguments
 from spanet_lightning.cli.error_messages import one_line
@@ -119,6 +120,7 @@ class CommandLine(LightningCLI):
         # A parser may be used again, for another line.
         self.arguments = args if isinstance(args, Arguments) else Arguments.parse(list(args or ()))
         self.where, command = self.arguments.where, self.arguments.command
+        set_modes(self.arguments.config)
         try:
             self.config = parser.parse_object(
                 {"subcommand": command, command: self.arguments.config}

@@ -12,8 +12,8 @@ from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from spanet_lightning import summary, tracking
@@ -22,6 +22,7 @@ from spanet_lightning.callbacks import global_batch, lost_process
 from spanet_lightning.callbacks.bad_samples import left_out
 from spanet_lightning.callbacks.compute import Compute
 from spanet_lightning.callbacks.defaults import default_callbacks, tracked
+from spanet_lightning.callbacks.monitors import MonitorCheck
 from spanet_lightning.callbacks.nan_guard import FiniteGuard
 from spanet_lightning.callbacks.progress import ImagesPerSecond
 from spanet_lightning.callbacks.run_record import RunRecord
@@ -51,7 +52,7 @@ from spanet_lightning.tasks import DetectionTask, SegmentationTask, Task, shardi
 from spanet_lightning.tracking import provenance
 from spanet_lightning.tracking.provenance import Provenance
 
-_NOT_WATCHED = "Early stopping conditioned on metric"  # how Lightning says that there is none
+_NOT_MONITORED = "Early stopping conditioned on metric"  # Lightning's, where it is never logged
 _OVERLAYS = 4  # images of a dense task in the tracker, where `pictures` asks for none
 
 
@@ -122,6 +123,7 @@ class Experiment(CommandLine):
         given += [Compute(compute)] if compute.asked else []
         callbacks = [*given, *default_callbacks(config, given, self.throughput, saver)]
         if self.subcommand == "fit" and not config["barebones"]:
+            callbacks.append(MonitorCheck())
             callbacks.append(FiniteGuard(self._get(self.config_init, "finite_every")))
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks, going_on)
@@ -323,7 +325,7 @@ class Experiment(CommandLine):
             # Raised late, by a callback that finds no such metric and the like.
             raise ConfigError(one_line(str(error))) from error
         except Exception as error:
-            if isinstance(error, RuntimeError) and str(error).startswith(_NOT_WATCHED):
+            if isinstance(error, RuntimeError) and str(error).startswith(_NOT_MONITORED):
                 raise ConfigError(f"trainer.callbacks: {one_line(str(error))}") from error
             device = str(self.trainer.strategy.root_device)
             if isinstance(error, TypeError):
@@ -364,12 +366,10 @@ class Experiment(CommandLine):
     def results(self) -> dict[str, str | None]:
         """Return the rows of the table that ends a run."""
         saver = self.trainer.checkpoint_callback
-        score = getattr(saver, "best_model_score", None)
         path = getattr(saver, "best_model_path", "") or None
         cost = self.cost
-        best = None if score is None else f"{float(score):.4f}"
         return {
-            f"best {getattr(saver, 'monitor', None)}": best,
+            **best_results(saver, self.model),
             "parameters": None if cost is None else f"{cost.parameters:,}",
             "MACs": None if cost is None else summary.macs(cost),
             "images/s": f"{self.throughput.rate:.0f} in training",
@@ -377,6 +377,25 @@ class Experiment(CommandLine):
             "run folder": None if self.record is None else str(self.record.folder),
             "dashboard": tracking.dashboard(self.trainer.loggers),
         }
+
+
+def best_results(saver: Checkpoint | None, model: LightningModule) -> dict[str, str | None]:
+    """Return the metrics of the best checkpoint: the monitored one and the task's main one.
+
+    Args:
+        saver: Of the run.
+        model: The task.
+    """
+    score, name = getattr(saver, "best_model_score", None), str(getattr(saver, "monitor", None))
+    if score is None:
+        return {}
+    metrics: dict[str, float] = getattr(saver, "best_metrics", {})
+    epoch = f" (epoch {metrics['epoch'] + 1:.0f})" if "epoch" in metrics else ""
+    rows: dict[str, str | None] = {f"best {name}": f"{float(score):.4f}{epoch}"}
+    main = f"val/{getattr(model, 'headline', ('top1',))[0]}"
+    if main != name and main in metrics:
+        rows[f"{main} there"] = f"{metrics[main]:.4f}"
+    return rows
 
 
 def relative(path: str) -> str:

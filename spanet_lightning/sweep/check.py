@@ -17,9 +17,9 @@ from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.errors import ConfigError, DataError, SpanetError, invalid_choice
 from spanet_lightning.sweep.command import Resolved, fingerprint, fit_command, resolver
 from spanet_lightning.sweep.definition import COSTS, Study
-from spanet_lightning.sweep.metrics import Logged, logged
 from spanet_lightning.sweep.points import Point, points
 from spanet_lightning.sweep.reading import place
+from spanet_lightning.tasks.logged import Logged, logged
 
 _Result = TypeVar("_Result")
 

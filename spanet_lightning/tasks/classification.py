@@ -18,6 +18,7 @@ from spanet_lightning.backbones.timm_backbone import as_backbone
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.tasks.base import Task, cheap_to_check, check_finite
 from spanet_lightning.tasks.loading import load_weights
+from spanet_lightning.tasks.metrics import CalibrationError
 from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and class indices (B,)
@@ -55,10 +56,11 @@ class Evaluated(TypedDict):
 class ClassificationTask(Task):
     """Train and evaluate a backbone as an image classifier.
 
-    Logs `val/top1`, `val/top5` (with more than 5 classes) and `val/loss`, the same under `test/`,
-    `train/loss`, and `train/top1` where neither Mixup nor CutMix is on. Accuracies are fractions in
-    [0, 1]. `val/` and `test/` cover the whole set, every image with the same weight; their loss is
-    the plain cross-entropy in nats, that of training is against smoothed and mixed targets.
+    Logs `val/top1`, `val/top5` (with more than 5 classes), `val/loss` and `val/ece` (expected
+    calibration error, 15 bins), the same under `test/`, `train/loss`, and `train/top1` where
+    neither Mixup nor CutMix is on. Accuracies are fractions in [0, 1]. `val/` and `test/` cover the
+    whole set, every image with the same weight; their loss is the plain cross-entropy in nats, that
+    of training is against smoothed and mixed targets.
 
     The defaults of mixing and smoothing are those of the published ImageNet recipe.
 
@@ -265,7 +267,11 @@ def _top(k: int, classes: int) -> MulticlassAccuracy:
 
 def _metrics(split: str, classes: int) -> MetricCollection:
     """Return the metrics of one split, named `split/...`."""
-    metrics: dict[str, Metric | MetricCollection] = {"top1": _top(1, classes), "loss": MeanMetric()}
+    metrics: dict[str, Metric | MetricCollection] = {
+        "top1": _top(1, classes),
+        "loss": MeanMetric(),
+        "ece": CalibrationError(classes),
+    }
     if classes > 5:
         metrics["top5"] = _top(5, classes)
     # Compute groups would merge metrics whose states agree after the first batch: one batch with

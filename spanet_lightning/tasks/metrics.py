@@ -1,4 +1,4 @@
-"""Metrics of dense prediction over a whole set, whatever its batches and processes."""
+"""Metrics over a whole set, whatever its batches and processes, and their directions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.detection import MeanAveragePrecision
 
 from spanet_lightning.heads import Detections
@@ -31,7 +32,10 @@ COCO_NUMBERS = {
     "mar_large": "ar_large",
 }
 _KINDS = {"bbox": "box", "segm": "mask"}
-_LOWER_IS_BETTER = ("loss", "ece", "error", "nll", "perplexity")
+_LOWER_IS_BETTER = {
+    *("loss", "error", "err", "ece", "nll", "perplexity", "brier"),
+    *("mae", "mse", "rmse", "fid", "wer", "cer"),
+}
 
 
 def direction(name: str) -> Literal["min", "max"]:
@@ -41,7 +45,27 @@ def direction(name: str) -> Literal["min", "max"]:
         name: As it is logged, such as `val/loss`, `train/loss_cls` or `val/top1`.
     """
     words = name.rpartition("/")[2].lower().replace("-", "_").split("_")
-    return "min" if any(word in _LOWER_IS_BETTER for word in words) else "max"
+    return "max" if _LOWER_IS_BETTER.isdisjoint(words) else "min"
+
+
+class CalibrationError(MulticlassCalibrationError):
+    """Expected calibration error of logits, over 15 equal bins of the confidence.
+
+    Sum over bins of the share of images in it times |accuracy - mean confidence|
+    (arXiv:1706.04599, Eq. 3); in [0, 1].
+
+    Args:
+        num_classes: Classes K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, n_bins=15, norm="l1", validate_args=False)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch of logits, shape (B, K), and classes, shape (B,)."""
+        # torchmetrics takes logits that all lie in [0, 1], as those of a zero head, for
+        # probabilities.
+        super().update(preds.softmax(dim=-1), target)
 
 
 class CocoMetric(MeanAveragePrecision):

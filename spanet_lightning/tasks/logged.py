@@ -1,4 +1,4 @@
-"""Which metrics a run of a task logs, so that a misspelt objective is found before it runs."""
+"""Which metrics a run of a task logs, so that a misspelt one is refused before the first step."""
 
 from __future__ import annotations
 
