@@ -295,7 +295,7 @@ def test_file_that_is_not_there_names_the_nearest_one() -> None:
         (swapped("val/top1", "val/top"), ":3: objective.metric: got 'val/top', expected one of"),
         (swapped("val/top1", "val/top"), "did you mean 'val/top5'?"),
         (swapped("val/top1", "val/miou"), "got 'val/miou', expected one of 'val/ece'"),
-        (HEAD + ARMS + "test: test/tpo1\n", ":10: test: got 'test/tpo1', expected one of 'test/ece"),
+        (HEAD + ARMS + "test: test/tpo1\n", ":10: test: got 'test/tpo1', expected one of 'test"),
         (HEAD + "set: {checkpoint.monitor: val/los}\n" + ARMS, "set: checkpoint.monitor: got 'val"),
         # searches: every choice, both ends
         (swapped("attention]", "atention]", HEAD + SPACE), "search.space.mixer: model.backbone.mi"),
