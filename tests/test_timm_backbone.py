@@ -22,6 +22,7 @@ from spanet_lightning.cli import run
 from spanet_lightning.cost import model_cost, variant_costs
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.heads import DenseModel
+from spanet_lightning.tasks.optim import LayerDecay, OptimizerConfig
 from tests.helpers import UNTRACKED
 
 SMALL = "convnext_atto"
@@ -97,3 +98,21 @@ def test_a_checkpoint_does_not_need_the_download_again(monkeypatch: pytest.Monke
     ClassificationTask.load_from_checkpoint(checkpoint)
     assert downloads[0] is True
     assert downloads[-1] is False
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "caformer_s18", "resnet18", "test_vit"])
+def test_layer_decay_lowers_the_rates_towards_the_image(name: str) -> None:
+    config = OptimizerConfig(lr=1.0, layer_decay=LayerDecay(0.5, num_layers=11))
+    model = TimmBackbone(name, num_classes=10)
+    optimizer = config.build(model)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    in_order = [rates[id(p)] for n, p in model.named_parameters() if n.endswith(".weight")]
+    assert in_order[0] == 0.5**12
+    assert in_order[-1] == 1.0
+    assert in_order == sorted(in_order)
+    assert len(set(in_order)) > 5
+
+
+def test_layer_decay_is_refused_where_a_model_states_no_groups() -> None:
+    with pytest.raises(ConfigError, match=r"backbone.name: got 'csatv2'.*layer_decay=null"):
+        OptimizerConfig(layer_decay=LayerDecay(0.5)).build(TimmBackbone("csatv2"))

@@ -148,8 +148,17 @@ class TimmBackbone(Backbone):
             raise invalid("compute.grad_checkpointing", enable, accepts) from None
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """Return timm's grouping of parameters by depth, as a function of a parameter's name."""
-        order = group_parameters(self.model, self.model.group_matcher(coarse=coarse), reverse=True)
+        """Return timm's grouping of parameters by depth, as a function of a parameter's name.
+
+        Raises:
+            ConfigError: If the model states none.
+        """
+        try:
+            matcher = self.model.group_matcher(coarse=coarse)
+        except (AttributeError, AssertionError):
+            accepts = "another model, or optimizer.layer_decay=null: timm states no groups for it"
+            raise invalid("backbone.name", self.name, accepts) from None
+        order = group_parameters(self.model, matcher, reverse=True)
         return lambda name: order[name.removeprefix("model.")]
 
     def no_weight_decay(self) -> set[str]:

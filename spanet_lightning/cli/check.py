@@ -22,6 +22,7 @@ from spanet_lightning.cli import config_files, signatures
 from spanet_lightning.cli.config_files import SPEC_KEYS, Text, Tree, plain
 from spanet_lightning.cli.signatures import Configurable, Group, Parameter, Signature
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid
+from spanet_lightning.renamed import REMOVED, current_name
 from spanet_lightning.trust import TRUSTED, TRUSTED_VARIABLE, is_trusted
 
 _MOST_NAMES = 24  # names that an error lists at most
@@ -31,26 +32,6 @@ _SHORT_NAMES = tuple(
 )
 """Packages of Lightning whose classes may be named without them."""
 _OWN_SHORT_NAMES = {"MLflowLogger": "spanet_lightning.tracking.MLflowLogger"}
-
-RENAMED = {
-    "width": "out_channels",
-    "hidden": "fc_dim",
-    "train_proposals": "rpn_post_nms_top_n_train",
-    "test_proposals": "rpn_post_nms_top_n_test",
-    "samples": "box_batch_size_per_image",
-    "per_level": "topk_candidates",
-    "nms_iou": "box_nms_thresh",
-    "max_detections": "detections_per_img",
-    "head_width": "channels",
-    "dropout": "dropout_ratio",
-    "auxiliary_weight": "auxiliary_loss_weight",
-    "auxiliary_width": "auxiliary_channels",
-    "global_batch": "global_batch_size",
-    "pictures": "num_visualizations",
-    "pictures_every": "log_images_every_n_epochs",
-    "spectral_impl": "",
-}
-"""Keys of the first version: their new names, "" where there is none."""
 
 
 class Check:
@@ -122,9 +103,10 @@ class Check:
         parent, _, name = key.rpartition(".")
         got = "" if isinstance(value, dict) else f"got {plain(value)!r}, but "
         of = f" of {owner}" if owner else ""
-        new = RENAMED.get(name)
-        if new is not None and (new in parameters or not new):
-            hint = f"it is called {_join(parent, new)!r} now" if new else "it was removed"
+        if new := current_name(name, parameters):
+            hint = f"it is called {_join(parent, new)!r} now"
+        elif name in REMOVED:
+            hint = f"it was removed: {REMOVED[name]}"
         else:
             full = [_join(parent, near) for near in get_close_matches(name, parameters, 1)]
             # The right name in the wrong place: `lr` belongs to the optimizer.

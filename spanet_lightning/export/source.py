@@ -29,6 +29,7 @@ from spanet_lightning.backbones.official import FORMAT, WeightsSet, read_weights
 from spanet_lightning.backbones.validate import image_size
 from spanet_lightning.data.info import stored_info
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
+from spanet_lightning.renamed import modernize
 
 FAMILIES: dict[str, type[Backbone]] = {"SPANet": SPANet, "SPANetV2": SPANetV2}
 MODELS: dict[str, tuple[str, str]] = {
@@ -238,9 +239,8 @@ def _restored(
     weights: str,
     images: Mapping[str, Any],
 ) -> Source:
-    # The first version could compute the same function in several ways.
-    arguments = {k: v for k, v in arguments.items() if k != "spectral_impl"}
     accepted = inspect.signature(FAMILIES[family]).parameters
+    arguments = modernize(arguments, accepted)
     unknown = sorted(set(arguments) - set(accepted))
     if unknown:
         raise CheckpointError(

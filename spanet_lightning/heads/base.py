@@ -81,6 +81,15 @@ def _rename_first_version(module: Any, state: dict[str, Any], prefix: str, *_: A
         state[prefix + renamed(module, key[len(prefix) :])] = state.pop(key)
 
 
+def rename_first_version(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict of a model with a head, or of one without, under present names."""
+    renamed_state = dict(state)
+    for name, module in model.named_modules():
+        if isinstance(module, DenseLayers):
+            _rename_first_version(module, renamed_state, f"{name}.")
+    return renamed_state
+
+
 def renamed(layers: DenseLayers, name: str) -> str:
     """Return the present name of a tensor of a head, which the first version's may stand for."""
     for pattern, replacement in layers.first_version_rules:

@@ -95,7 +95,8 @@ class Task(LightningModule):
             ConfigError: If `weights_only` is false.
             CheckpointError: If the checkpoint is an address, is damaged, or holds code.
         """
-        with safely(checkpoint_path, weights_only):
+        with safely(checkpoint_path, weights_only) as parts:
+            kwargs = kwargs if hparams_file else parts | kwargs
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only=True, **kwargs
             )

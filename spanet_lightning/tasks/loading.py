@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+import spanet_lightning
 from spanet_lightning.backbones import checkpoint_file, load_official
 from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.errors import CheckpointError, invalid
 from spanet_lightning.remote import is_address
+from spanet_lightning.renamed import modernize
 from spanet_lightning.trust import restrict_imports
 
 
@@ -36,8 +39,10 @@ def load_weights(model: nn.Module, weights: str, weights_set: WeightsSet | None)
 
 
 @contextmanager
-def safely(checkpoint: Any, weights_only: bool | None) -> Iterator[None]:
+def safely(checkpoint: Any, weights_only: bool | None) -> Iterator[dict[str, Any]]:
     """Let Lightning load a checkpoint: a local file, tensors and plain values, trusted classes.
+
+    Yields the parts of a task that the first version stored, as this version builds them.
 
     Lightning alone unpickles whatever an address of http sends, and builds what the
     hyperparameters name.
@@ -55,15 +60,31 @@ def safely(checkpoint: Any, weights_only: bool | None) -> Iterator[None]:
     if isinstance(checkpoint, str) and is_address(checkpoint):
         raise CheckpointError(f"checkpoint: got {checkpoint!r}, expected a local file")
     restrict_imports()
+    parts = {}
     if isinstance(checkpoint, str | Path) and Path(checkpoint).is_file():
-        checkpoint_file.read(checkpoint)  # names what is wrong with it in one line
+        content, _ = checkpoint_file.read(checkpoint)  # names what is wrong with it in one line
         checkpoint_file.verify(checkpoint)
+        parts = _modernized_parts(content)
     try:
         with warnings.catch_warnings():  # torch warns of a protocol just before it refuses the file
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            yield
+            yield parts
     except pickle.UnpicklingError as error:
         first = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{checkpoint}: refused, it holds more than tensors and plain values ({first})"
         ) from None
+
+
+def _modernized_parts(content: Any) -> dict[str, Any]:
+    """Return what a checkpoint's hyperparameters say of backbone and head, under present names."""
+    stored = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    described = {k: v for k, v in (stored or {}).items() if k in ("backbone", "head")}
+    parts = {}
+    for key, part in described.items():
+        arguments = part.get("init_args") if isinstance(part, Mapping) else None
+        package, _, name = str(part.get("class_path") if arguments else "").rpartition(".")
+        if arguments and package.partition(".")[0] == "spanet_lightning":
+            accepted = inspect.signature(getattr(spanet_lightning, name)).parameters
+            parts[key] = {**part, "init_args": modernize(arguments, accepted)}
+    return parts

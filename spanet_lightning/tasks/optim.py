@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from spanet_lightning.backbones import TimmBackbone
 from spanet_lightning.errors import invalid, invalid_choice
 
 OptimizerName = Literal["adamw", "lamb"]
@@ -29,7 +30,7 @@ DecayRule = Literal["layer", "stage"]
 
 _BLOCKS_A_LAYER = 3  # blocks of stage 3 that share a rate under the layer rule
 _PART = re.compile(
-    r"(?:backbone\.)?(?:(?P<stem>stem)|stages\.(?P<stage>\d+)\.(?:blocks\.(?P<block>\d+)|downsample))\."
+    r"(?:backbone\.)?(?:model\.)?(?:(?P<stem>stem)|stages\.(?P<stage>\d+)\.(?:blocks\.(?P<block>\d+)|downsample))\."
 )
 
 
@@ -45,6 +46,10 @@ class LayerDecay:
       blocks of the stage it leads to.
     - `rule="stage"` (published with UPerNet): 0 stem and all down-sampling layers, 1 to 4 the
       stages.
+
+    The same holds for timm's models with four stages of blocks (ConvNeXt, of whose recipe the rules
+    are, CAFormer, PoolFormer). Other models of timm's are grouped as they say themselves, by block
+    or by stage; `num_layers` then stretches their ids to that depth.
 
     Args:
         rate: Factor from one id to the one below.
@@ -72,8 +77,25 @@ class LayerDecay:
             accepts = "at least 4 with rule 'stage' (published: 7 for S18, 11 for S36)"
             raise invalid(f"{key}.num_layers", self.num_layers, accepts)
 
+    def exponents_of(self, model: nn.Module, names: Sequence[str]) -> Mapping[str, float]:
+        """Return the power of `rate` for each parameter of a backbone or a dense model.
+
+        Raises:
+            ConfigError: If timm's model states no groups, or as `exponents`.
+        """
+        backbone = getattr(model, "backbone", model)
+        stages = {m["stage"] for m in map(_PART.match, names) if m and m["block"]}
+        if not isinstance(backbone, TimmBackbone) or (stages and stages <= set("0123")):
+            return self.exponents(names)
+        group = backbone.group_matcher(coarse=self.rule == "stage")
+        prefix = "" if backbone is model else "backbone."
+        ids = {n: group(n.removeprefix(prefix)) for n in names if n.startswith(f"{prefix}model.")}
+        top = max(ids.values(), default=0) + (backbone.num_classes == 0)  # then the head's id
+        depth = top if self.num_layers is None else self.num_layers + 1
+        return {name: (top - ids.get(name, top)) * depth / top for name in names}
+
     def exponents(self, names: Sequence[str]) -> dict[str, int]:
-        """Return the power of `rate` for each parameter's name.
+        """Return the power of `rate` for each parameter's name of a model of ours.
 
         Raises:
             ConfigError: If `num_layers` is too small for the depth of stage 3.
@@ -180,8 +202,8 @@ class OptimizerConfig:
         """Yield the parameters that share learning rate and weight decay."""
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         listed: set[str] = getattr(model, "no_weight_decay", set)()
-        exponents = layer_decay.exponents(list(trained))
-        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        exponents = layer_decay.exponents_of(model, list(trained))
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in trained.items():
             spared = self.no_decay != "none" and (
                 parameter.ndim <= 1 or name.endswith(".bias") or name in listed
