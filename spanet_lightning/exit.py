@@ -37,6 +37,16 @@ def message(error: SpanetError) -> str:
 
 
 @contextmanager
+def closed_pipe_allowed() -> Iterator[None]:
+    """Print to a reader that may have seen enough: `| head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the process with one line on stderr where a user's error comes up; leave bugs alone."""
     try:

@@ -13,8 +13,8 @@ from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
 from spanet_lightning.callbacks.monitors import MonitorCheck
 from spanet_lightning.callbacks.weight_averaging import replace_stock_averages
 from spanet_lightning.checkpoints import SafeCheckpointIO
-from spanet_lightning.cli.check import check_call
 from spanet_lightning.errors import ConfigError
+from spanet_lightning.keywords import check_keywords
 
 
 class Trainer(LightningTrainer):
@@ -32,7 +32,7 @@ class Trainer(LightningTrainer):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        check_call(LightningTrainer, kwargs)
+        check_keywords(LightningTrainer.__init__, "Trainer", kwargs)
         callbacks, plugins = _as_list(kwargs.get("callbacks")), _as_list(kwargs.get("plugins"))
         replace_stock_averages(callbacks)
         saves = kwargs.get("enable_checkpointing", True) is not False

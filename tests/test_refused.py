@@ -377,7 +377,7 @@ FILES = [
         "model:\n  init_args:\n    backbone:\n      init_args:\n        kernel_sizes: [2]\n",
         "bad.yaml:5: model.backbone.kernel_sizes: got 2, expected an odd",
     ),
-    ("model:\n  label_smoothing: 0\n", "bad.yaml:2: model.label_smoothing: got 0 beside"),
+    ("model:\n  label_smoothin: 0\n", "bad.yaml:2: model.label_smoothin: got 0, but there"),
     ("trainer:\n  max_epochs: 3\n x: [\n", "bad.yaml:3:2: not valid YAML"),
     ("\ttrainer: {}\n", "bad.yaml:1:1: not valid YAML"),
     ("trainer:\n  max_epochs: 1\n  max_epochs: 2\n", "bad.yaml:3: max_epochs: given twice"),

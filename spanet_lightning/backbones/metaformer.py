@@ -23,6 +23,7 @@ from timm.models.metaformer import Scale
 from torch import Tensor, nn
 
 from spanet_lightning.errors import invalid
+from spanet_lightning.keywords import CheckedKeywords
 
 ModuleOf = Callable[[int], nn.Module]
 """Builds a module from its number of channels."""
@@ -139,7 +140,7 @@ class Stage(nn.Module):
         return y
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, CheckedKeywords):
     """Base of `SPANet` and `SPANetV2`: four stages, a classifier, and timm's interface.
 
     Attributes:

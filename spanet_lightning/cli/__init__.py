@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spanet_lightning import broken
-from spanet_lightning.exit import exit_on_user_error
+from spanet_lightning.exit import closed_pipe_allowed, exit_on_user_error
 from spanet_lightning.tracking.addresses import accept_typed
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def run(args: Sequence[str], show_results: bool = True) -> Experiment:
         from spanet_lightning.cli.help_texts import complete
 
         words = list(args[1:])
-        print("\n".join(word for word in complete(words) if word.startswith(words[-1])))
+        with closed_pipe_allowed():
+            print("\n".join(word for word in complete(words) if word.startswith(words[-1])))
         raise SystemExit(0)
     arguments = Arguments.parse(args)
     with broken.named():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from spanet_lightning import __version__, broken
 from spanet_lightning.cli import config_files
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid_choice
-from spanet_lightning.exit import exit_on_user_error
+from spanet_lightning.exit import closed_pipe_allowed, exit_on_user_error
 from spanet_lightning.launcher import foreign_lightning, lightning_command
 from spanet_lightning.tracking.addresses import accept_typed
 
@@ -87,14 +86,16 @@ def run(args: Sequence[str]) -> None:
         SpanetError: For whatever the user got wrong.
     """
     if not args or args[0] in ("-h", "--help"):
-        print(overview())
+        with closed_pipe_allowed():
+            print(overview())
         return
     name, *rest = args
     if name == "--version":
         print(f"spanet-lightning {__version__}")
         return
     if name == "--complete":  # what `spanet completion` makes the shell call
-        print("\n".join(word for word in _complete(rest) if word.startswith(rest[-1])))
+        with closed_pipe_allowed():
+            print("\n".join(word for word in _complete(rest) if word.startswith(rest[-1])))
         return
     if name not in COMMANDS:
         raise invalid_choice("command", name, COMMANDS)
@@ -105,12 +106,8 @@ def run(args: Sequence[str]) -> None:
         hint = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     known.overrides = unknown
-    try:
-        with broken.named():
-            module.run(known)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with closed_pipe_allowed(), broken.named():
+        module.run(known)
 
 
 def _parser(name: str) -> tuple[Any, OneLineParser]:

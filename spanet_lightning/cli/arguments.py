@@ -10,8 +10,10 @@ from typing import Any
 from spanet_lightning import __version__
 from spanet_lightning.cli import config_files, help_texts
 from spanet_lightning.cli.check import Check
-from spanet_lightning.cli.options import COMMANDS, DEFAULT_LOGGER, LINKED, defaults, schema
+from spanet_lightning.cli.config_files import Tree
+from spanet_lightning.cli.options import COMMANDS, DEFAULT_LOGGER, LINKED, schema
 from spanet_lightning.errors import ConfigError, invalid_choice
+from spanet_lightning.exit import closed_pipe_allowed
 
 
 class Arguments(list[str]):
@@ -65,8 +67,9 @@ class Arguments(list[str]):
                 _print(help_texts.key(parsed.command, name[2:].removesuffix(".help"), text))
             if name == "--print_config":
                 parsed.printed = text or ""
-        check = Check(schema(parsed.command), LINKED, {"trainer.logger": DEFAULT_LOGGER})
-        tree = config_files.collect(rest, defaults())
+        given = (schema(parsed.command), LINKED, {"trainer.logger": DEFAULT_LOGGER})
+        check = Check(*given)
+        tree = config_files.collect(rest, Tree(), Check(*given, partial=True).run)
         parsed.config = check.run(tree)
         parsed.where = check.where
         parsed.files = [
@@ -85,5 +88,6 @@ class Arguments(list[str]):
 
 
 def _print(text: str) -> None:
-    print(text)
+    with closed_pipe_allowed():
+        print(text)
     raise SystemExit(0)

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 import spanet_lightning
 from spanet_lightning.cli import config_files, signatures
-from spanet_lightning.cli.config_files import SPEC_KEYS, Text, Tree, plain
+from spanet_lightning.cli.config_files import Text, Tree, plain
 from spanet_lightning.cli.signatures import Configurable, Group, Parameter, Signature
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid
 from spanet_lightning.renamed import REMOVED, current_name
 from spanet_lightning.trust import TRUSTED, TRUSTED_VARIABLE, is_trusted
 
+_Kind = TypeVar("_Kind", Configurable, Group)
 _MOST_NAMES = 24  # names that an error lists at most
 _SHORT_NAMES = tuple(
     f"lightning.pytorch.{name}"
@@ -41,6 +42,7 @@ class Check:
         schema: The keys of the command.
         linked: Keys that are computed from others, and so neither required nor to be set.
         classes: Classes whose arguments may be given without naming them, by key.
+        partial: Whether more is to come: then nothing is missing yet.
 
     Attributes:
         notes: What a user should know although nothing is wrong.
@@ -52,10 +54,13 @@ class Check:
         schema: Mapping[str, Parameter],
         linked: Mapping[str, str],
         classes: Mapping[str, str],
+        *,
+        partial: bool = False,
     ) -> None:
         self.schema = schema
         self.linked = linked
         self.classes = classes
+        self.partial = partial
         self.notes: list[str] = []
         self.where: dict[str, str] = {}
 
@@ -76,25 +81,27 @@ class Check:
         is_open: bool = False,
     ) -> dict[str, Any]:
         typed: dict[str, Any] = {}
-        for name, value, where in tree.overridden:
-            if name in parameters:
-                self._value(parameters[name], value, _join(key, name), where)
-        for written, value in tree.items():
-            name = written.removesuffix("+")
-            full, where = _join(key, name), tree.where.get(written, "")
+        dropped = []
+        for name, value in tree.items():
+            full, where = _join(key, name), tree.where.get(name, "")
             self.where[full] = where
-            if full in self.linked:
-                raise ConfigError(
-                    f"{_at(full, where)}: got {plain(value)!r}, but it is always taken from "
-                    f"{self.linked[full]}; remove it"
-                )
-            if name in parameters:
-                value = config_files.as_list(value) if name != written else value
-                typed[name] = self._value(parameters[name], value, full, where)
-            elif is_open:
-                typed[name] = plain(value)
-            else:
-                self._refuse_unknown(parameters, value, full, where, owner)
+            try:
+                if full in self.linked:
+                    text = f"it is always taken from {self.linked[full]}; remove it"
+                    raise ConfigError(f"{_at(full, where)}: got {plain(value)!r}, but {text}")
+                if name in parameters:
+                    typed[name] = self._value(parameters[name].hint, value, full, where)
+                elif is_open:
+                    typed[name] = plain(value)
+                else:
+                    self._refuse_unknown(parameters, value, full, where, owner)
+            except ConfigError:
+                if name not in tree.inherited:
+                    raise
+                dropped.append(f"{name}={plain(value)!r}")
+        if dropped:
+            text = f"{owner} replaces {tree.replaced}; dropped {', '.join(dropped)}"
+            self.notes.append(f"{key}: {text}")
         return typed
 
     def _refuse_unknown(
@@ -112,112 +119,81 @@ class Check:
             # The right name in the wrong place: `lr` belongs to the optimizer.
             full += [_join(parent, path) for path in _paths(parameters, name)]
             full += list(_paths(self.schema, name))
-            hint = f"did you mean {full[0]!r}?" if full else f"accepted: {_listed(parameters)}"
+            hint = f"did you mean {full[0]!r}?" if full else f"accepted: {listed(parameters)}"
         raise ConfigError(f"{_at(key, where)}: {got}there is no such key{of}; {hint}")
 
-    def _value(self, parameter: Parameter, value: Any, key: str, where: str) -> Any:
-        hint = parameter.hint
-        members = list(_members(hint))
-        bases = [h for h in members if isinstance(h, type) and issubclass(h, Configurable)]
-        groups = [h for h in members if isinstance(h, type) and issubclass(h, Group)]
-        if (bases or groups) and isinstance(value, Text) and _is_config(value):
-            value = config_files.read(str(value), key)
+    def _value(self, hint: Any, value: Any, key: str, where: str) -> Any:
         if hint is Any:
             return plain(value)
-        if groups and not isinstance(value, Tree) and (plain(value) is not None or hint in groups):
-            keys = _listed(signatures.known(groups[0].path).parameters)
-            raise invalid(_at(key, where), plain(value), f"keys and values ({keys})")
-        if groups and isinstance(value, Tree):
+        groups, bases = classes_of(hint, Group), classes_of(hint, Configurable)
+        items = [base for inner in _item_hints(hint) for base in classes_of(inner, Configurable)]
+        if (groups or bases or items) and isinstance(value, Text) and _is_config(value):
+            value = config_files.merge(None, config_files.read(str(value), key))
+        if groups and (hint in groups or plain(value) is not None):
             found = signatures.known(groups[0].path)
+            if not isinstance(value, Tree):
+                keys = listed(found.parameters)
+                raise invalid(_at(key, where), plain(value), f"keys and values ({keys})")
             return self._group(found.parameters, value, key, found.name if "." in key else "")
-        if bases and isinstance(value, Tree) and (value.is_class or value.loose):
-            return self._class(bases, value, key, where)
-        items = [inner for h in members for inner in _item_hints(h)]
-        classes = [h for i in items for h in _members(i)]
-        classes = [h for h in classes if isinstance(h, type) and issubclass(h, Configurable)]
-        if classes and isinstance(value, list):
-            return [self._item(classes, v, f"{key}[{i}]", where) for i, v in enumerate(value)]
-        if classes and isinstance(value, Tree) and (value.is_class or value.loose):
-            return [self._class(classes, value, key, where)]
-        both = [*bases, *classes]
-        is_name = isinstance(value, str) and isinstance(plain(value), str) and str not in members
-        if both and is_name and plain(value) not in _literals(hint):
-            spec = self._class(both, Tree({"class_path": value}), key, where)
-            return spec if bases else [spec]
+        if items and isinstance(value, list):
+            return [self._item(items, v, f"{key}[{i}]", where) for i, v in enumerate(value)]
+        is_name = isinstance(value, str) and isinstance(plain(value), str)
+        is_name &= str not in _members(hint) and plain(value) not in _literals(hint)
+        if (bases or items) and (is_name or isinstance(value, Tree)):
+            tree = value if isinstance(value, Tree) else Tree({"class_path": value})
+            spec = self._class([*bases, *items], tree, key, where)
+            return spec if bases or spec is None else [spec]
         return self._leaf(hint, value, key, where)
 
-    def _item(self, bases: Sequence[type], value: Any, key: str, where: str) -> Any:
+    def _item(self, bases: Sequence[type[Configurable]], value: Any, key: str, where: str) -> Any:
         if isinstance(value, Text) and _is_config(value):
-            value = config_files.read(str(value), key)
+            value = config_files.merge(None, config_files.read(str(value), key))
         if isinstance(value, str) and isinstance(plain(value), str):
             value = Tree({"class_path": value})
-        if isinstance(value, Tree) and value.is_class:
-            where = next(iter(value.where.values()), where)
-            return self._class(bases, value, key, where)
-        if isinstance(value, Tree):
-            where = next(iter(value.where.values()), where)
-        raise invalid(_at(key, where), plain(value), f"a class_path of {bases[0].__name__}")
+        where = next(iter(value.where.values()), where) if isinstance(value, Tree) else where
+        if not isinstance(value, Tree) or "class_path" not in value:
+            raise invalid(_at(key, where), plain(value), f"a class_path of {bases[0].__name__}")
+        return self._class(bases, value, key, where)
 
-    def _class(self, bases: Sequence[type], tree: Tree, key: str, where: str) -> dict[str, Any]:
-        if "class_path" not in tree and key in self.classes:
-            tree["class_path"] = self.classes[key]
-        if "class_path" not in tree:
-            names = _listed(known_classes(bases))
-            text = f"arguments are given, but no class_path; expected one of {names}"
+    def _class(
+        self, bases: Sequence[type[Configurable]], tree: Tree, key: str, where: str
+    ) -> dict[str, Any] | None:
+        written = tree.get("class_path", self.classes.get(key))
+        if written is None:
+            if self.partial:
+                return None
+            classes = listed(known_classes(bases))
+            text = f"arguments are given, but no class_path; expected one of {classes}"
             raise ConfigError(f"{_at(key, where)}: {text}")
         where = tree.where.get("class_path", where)
-        path, found = self._resolve(bases, tree["class_path"], key, where)
+        path, found = self._resolve(bases, written, key, where)
         spec: dict[str, Any] = {"class_path": path}
-        arguments = tree.get("init_args") or Tree()
-        if not isinstance(arguments, Tree):
+        if further := tree.get("dict_kwargs"):
+            if found is not None and not found.open:
+                accepts = f"nothing: {found.name} names all its arguments, which go under init_args"
+                shown = _at(f"{key}.dict_kwargs", tree.where.get("dict_kwargs", ""))
+                raise invalid(shown, plain(further), accepts)
+            spec["dict_kwargs"] = plain(further)
+        if "init_args" in tree:
             shown = _at(f"{key}.init_args", tree.where.get("init_args", ""))
-            owner = path.rpartition(".")[2]
-            raise invalid(shown, plain(arguments), f"keys and values of {owner}")
-        beside = [name for name in tree if name not in SPEC_KEYS]
-        if beside and not tree.loose:
-            shown = _at(f"{key}.{beside[0]}", tree.where.get(beside[0], ""))
-            got = plain(tree[beside[0]])
-            raise ConfigError(f"{shown}: got {got!r} beside class_path; put it under init_args")
-        further = tree.get("dict_kwargs")
+            accepts = f"keys and values of {path.rpartition('.')[2]}"
+            raise invalid(shown, plain(tree["init_args"]), accepts)
+        given = {k: v for k, v in tree.items() if k not in ("class_path", "dict_kwargs")}
+        arguments = Tree(given, tree.where)
+        arguments.inherited, arguments.replaced = tree.inherited, tree.replaced
         if found is None:
-            return {**spec, "init_args": plain(arguments), **_further(further)}
-        if further and not found.open:
-            accepts = f"nothing: {found.name} names all its arguments, which go under init_args"
-            shown = _at(f"{key}.dict_kwargs", tree.where.get("dict_kwargs", ""))
-            raise invalid(shown, plain(further), accepts)
-        loose = Tree({name: tree[name] for name in beside})
-        loose.update(arguments)
-        loose.where = {**tree.where, **arguments.where}
-        typed = self._group(found.parameters, loose, key, found.name, is_open=found.open)
-        if tree.replaced is not None:
-            typed = {**self._carried(found, tree.replaced, typed, key), **typed}
-        for name, parameter in found.parameters.items():
+            return {**spec, "init_args": plain(arguments)}
+        typed = self._group(found.parameters, arguments, key, found.name, found.open)
+        for name, parameter in found.parameters.items() if not self.partial else ():
             full = f"{key}.{name}"
             if parameter.default is None and name not in typed and full not in self.linked:
-                shown, hint = _at(full, where), accepted(parameter.hint)
-                raise ConfigError(f"{shown}: is missing; expected {hint}")
-        return {**spec, "init_args": typed, **_further(further)}
-
-    def _carried(
-        self, found: Signature, before: Tree, given: Mapping[str, Any], key: str
-    ) -> dict[str, Any]:
-        """Return the arguments of a replaced class that the new one takes; note the others."""
-        carried, dropped = {}, []
-        arguments = before.get("init_args")
-        for name, value in (arguments if isinstance(arguments, Tree) else {}).items():
-            if name in given:
-                continue
-            try:
-                carried[name] = self._value(found.parameters[name], value, f"{key}.{name}", "")
-            except (KeyError, ConfigError):
-                dropped.append(f"{name}={plain(value)!r}")
-        if dropped:
-            old = str(before["class_path"]).rpartition(".")[2]
-            self.notes.append(f"{key}: {found.name} replaces {old}; dropped {', '.join(dropped)}")
-        return carried
+                raise ConfigError(
+                    f"{_at(full, where)}: is missing; expected {accepted(parameter.hint)}"
+                )
+        return {**spec, "init_args": typed}
 
     def _resolve(
-        self, bases: Sequence[type], written: Any, key: str, where: str
+        self, bases: Sequence[type[Configurable]], written: Any, key: str, where: str
     ) -> tuple[str, Signature | None]:
         """Return the path that a class is imported from, and its signature where it can be read."""
         shown = _at(key, where)
@@ -231,35 +207,33 @@ class Check:
             # Not for the standard library: there is no honest reason to build a class of `os`.
             own = f"; for a package of your own set {TRUSTED_VARIABLE}={top}"
             hint = _near_class(name, bases) or ("" if top in sys.stdlib_module_names else own)
-            raise invalid(shown, name, f"a class of {_listed(TRUSTED)}", hint)
-        home = path.rpartition(".")[0]
+            raise invalid(shown, name, f"a class of {listed(TRUSTED)}", hint)
         real = real_path(path)
         found = signatures.signature(real)
+        home = path.rpartition(".")[0]
         if found is None and ("." not in name or home in (*_SHORT_NAMES, "spanet_lightning")):
-            accepts = f"one of {_listed(known_classes(bases))}"
+            accepts = f"one of {listed(known_classes(bases))}"
             raise invalid(shown, name, accepts, _near_class(name, bases))
-        if found is not None and not any(
-            signatures.is_subclass(real, base.path) is not False  # type: ignore[attr-defined]
-            for base in bases
+        if found is not None and all(
+            signatures.is_subclass(real, base.path) is False for base in bases
         ):
             wanted = " or ".join(base.__name__ for base in bases)
-            names = _listed(known_classes(bases))
-            raise invalid(shown, name, f"a subclass of {wanted}, such as {names}")
+            accepts = f"a subclass of {wanted}, such as {listed(known_classes(bases))}"
+            raise invalid(shown, name, accepts)
         return path, found
 
     def _leaf(self, hint: Any, value: Any, key: str, where: str) -> Any:
-        for candidate in _readings(value):
-            fits, typed = _fit(hint, candidate)
-            if fits:
-                return typed
+        readings = [plain(value)]  # what it may mean, the likeliest first
+        readings += [str(value)] if isinstance(value, Text) else []
+        readings += [value.text] if isinstance(value, Tree) and value.text is not None else []
+        for reading in readings:
+            if _fits(hint, reading):
+                return reading
         if isinstance(value, list):
             # Each item by its own type: text where a text is expected. Name the one that is wrong.
-            for item_hint in (inner for h in _members(hint) for inner in _item_hints(h)):
-                typed = [
-                    self._leaf(item_hint, v, f"{key}[{i}]", where) for i, v in enumerate(value)
-                ]
-                fits, typed = _fit(hint, typed)
-                if fits:
+            for inner in _item_hints(hint):
+                typed = [self._leaf(inner, v, f"{key}[{i}]", where) for i, v in enumerate(value)]
+                if _fits(hint, typed):
                     return typed
         got = plain(value)
         choices = [choice for choice in _literals(hint) if isinstance(choice, str)]
@@ -267,33 +241,12 @@ class Check:
         raise invalid(_at(key, where), got, accepted(hint), near)
 
 
-def check_call(cls: type, arguments: Mapping[str, Any]) -> None:
-    """Check the names of the arguments that Python code passes to a class.
-
-    Args:
-        cls: The class.
-        arguments: The keyword arguments.
-
-    Raises:
-        ConfigError: For one that it does not take, as the command line says it.
-    """
-    found = signatures.signature(f"{cls.__module__}.{cls.__qualname__}")
-    if found is None or found.open:
-        return
-    for name, value in arguments.items():
-        if name not in found.parameters:
-            near = did_you_mean(name, found.parameters)
-            hint = near or f"; accepted: {_listed(found.parameters)}"
-            text = f"{name}: got {value!r}, but there is no such key of {found.name}{hint}"
-            raise ConfigError(text)
-
-
 # -- classes
 
 
-def known_classes(bases: Iterable[type]) -> list[str]:
+def known_classes(bases: Iterable[type[Configurable]]) -> list[str]:
     """Return the classes to suggest for a type: the project's own, or else Lightning's."""
-    paths = [base.path for base in bases]  # type: ignore[attr-defined]
+    paths = [base.path for base in bases]
     own = [
         f"spanet_lightning.{name}"
         for name, module in spanet_lightning.LAZY.items()
@@ -318,10 +271,8 @@ def _full_path(name: str) -> str:
     """Return the path of a class that is named without its package."""
     if name in spanet_lightning.LAZY:
         return f"spanet_lightning.{name}"
-    for module in _SHORT_NAMES:
-        if signatures.signature(f"{module}.{name}") is not None:
-            return f"{module}.{name}"
-    return name
+    paths = (f"{module}.{name}" for module in _SHORT_NAMES)
+    return next((path for path in paths if signatures.signature(path) is not None), name)
 
 
 def real_path(path: str) -> str:
@@ -332,13 +283,18 @@ def real_path(path: str) -> str:
     return f"{package}.{name}"
 
 
-def classes_in(hint: Any) -> list[type]:
+def classes_in(hint: Any) -> list[Any]:
     """Return the classes with arguments in a type, also those of the items of its lists."""
     inner = [found for item in get_args(hint) for found in classes_in(item)]
     return [hint] if isinstance(hint, type) and issubclass(hint, Configurable | Group) else inner
 
 
-def _near_class(name: str, bases: Iterable[type]) -> str:
+def classes_of(hint: Any, kind: type[_Kind]) -> list[type[_Kind]]:
+    """Return the members of a union that are classes of a kind: `Configurable` or `Group`."""
+    return [one for one in _members(hint) if isinstance(one, type) and issubclass(one, kind)]
+
+
+def _near_class(name: str, bases: Iterable[type[Configurable]]) -> str:
     """Suggest a class whose own name, whatever the package, is near."""
     known = {path.rpartition(".")[2]: path for path in known_classes(bases)}
     near = get_close_matches(name.rpartition(".")[2], known, n=1)
@@ -348,15 +304,10 @@ def _near_class(name: str, bases: Iterable[type]) -> str:
 def _paths(parameters: Mapping[str, Parameter], name: str) -> Iterator[str]:
     """Yield where a key of that name is, in the groups below."""
     for key, parameter in parameters.items():
-        for hint in _members(parameter.hint):
-            if isinstance(hint, type) and issubclass(hint, Group):
-                found = signatures.signature(hint.path)
-                if found is not None and name in found.parameters:
-                    yield f"{key}.{name}"
-
-
-def _further(given: Any) -> dict[str, Any]:
-    return {"dict_kwargs": plain(given)} if given else {}
+        for group in classes_of(parameter.hint, Group):
+            found = signatures.signature(group.path)
+            if found is not None and name in found.parameters:
+                yield f"{key}.{name}"
 
 
 # -- values
@@ -366,39 +317,20 @@ def _is_config(text: str) -> bool:
     return text.endswith((".yaml", ".yml", ".json")) and Path(text).is_file()
 
 
-def _readings(value: Any) -> Iterator[Any]:
-    """Yield what a value may mean, the likeliest first."""
-    yield plain(value)
-    if isinstance(value, Text):
-        yield str(value)
-    if isinstance(value, Tree) and value.text is not None:
-        yield value.text
-
-
-def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
-    """Return whether jsonargparse takes a value for a type, and the value as it takes it."""
-    if value is None:
-        return type(None) in _members(hint), None
-    members = [h for h in _members(hint) if not _names_class(h)]
-    if not members:
-        return False, None
-    if Any in members:
-        return True, value
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether jsonargparse takes a value for a type."""
+    members = [one for one in _members(hint) if not classes_in(one)]
+    if value is None or Any in members or not members:
+        return (value is None and type(None) in members) or Any in members
     parser = ArgumentParser(exit_on_error=False)
     try:
         parser.add_argument("--value", type=Union[tuple(members)])  # noqa: UP007
         parser.parse_object({"value": value})
     except ArgumentError:
-        return False, None
+        return False
     except ValueError:  # a type that jsonargparse does not support alone
-        return True, value
-    return True, value
-
-
-def _names_class(hint: Any) -> bool:
-    if isinstance(hint, type):
-        return issubclass(hint, Configurable | Group)
-    return any(_names_class(inner) for inner in get_args(hint))
+        return True
+    return True
 
 
 def _members(hint: Any) -> list[Any]:
@@ -408,12 +340,15 @@ def _members(hint: Any) -> list[Any]:
 
 
 def _item_hints(hint: Any) -> list[Any]:
-    """Return the type of the items, where a type is a list of one type."""
-    origin, args = get_origin(hint), get_args(hint)
-    is_list = isinstance(origin, type) and issubclass(origin, Collection)
-    if is_list and not issubclass(origin, Mapping) and (len(args) == 1 or args[1:] == (...,)):
-        return [args[0]]
-    return [args[0]] if str(origin) == "<class 'collections.abc.Iterable'>" else []
+    """Return the types of the items, where a type has members that are lists of one type."""
+    found = []
+    for member in _members(hint):
+        origin, args = get_origin(member), get_args(member)
+        is_list = isinstance(origin, type) and issubclass(origin, Iterable)
+        is_list = is_list and not issubclass(origin, Mapping)
+        if is_list and (len(args) == 1 or args[1:] == (...,)):
+            found.append(args[0])
+    return found
 
 
 def _literals(hint: Any) -> list[Any]:
@@ -453,7 +388,7 @@ def accepted(hint: Any) -> str:
     if isinstance(origin, type) and args:
         inner = accepted(args[0])
         return "a list of " + _MANY.get(inner, f"values, each {inner}")
-    if isinstance(hint, type) and issubclass(hint, Group):
+    if classes_of(hint, Group):
         return "keys and values"
     if isinstance(hint, type):
         known = issubclass(hint, Configurable)
@@ -461,7 +396,8 @@ def accepted(hint: Any) -> str:
     return str(hint).replace("typing.", "")
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Join names by commas; of very many, the first."""
     names = list(names)
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more

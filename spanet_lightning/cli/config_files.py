@@ -7,7 +7,7 @@ are a name where a name is expected. jsonargparse then gets one typed configurat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,10 @@ from jsonargparse import get_loader
 from spanet_lightning.errors import ConfigError, did_you_mean
 
 CONFIG_OPTIONS = ("-c", "--config")
-SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
-"""How a class is written with its arguments."""
 
 _TAGS = {
     f"tag:yaml.org,2002:{name}"
-    for name in (
-        *("map", "seq", "str", "int", "float", "bool", "null", "merge", "value", "timestamp"),
-    )
+    for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge", "value", "timestamp")
 }
 _MOST_VALUES = 100_000
 # YAML 1.1 reads these as numbers, in base 8 and 60: nobody who writes them means that.
@@ -47,29 +43,21 @@ class Text(str):
 
 
 class Tree(dict[str, Any]):
-    """A mapping.
+    """A mapping; merged ones hold the arguments of a class beside its `class_path`.
 
     Attributes:
         where: "FILE:LINE" of each key that a file sets.
-        loose: Whether a class's own arguments may be among the keys, as on the command line, where
-            `--model.backbone.srf` leaves out every `init_args`.
-        replaced: The class that was configured here before, as it was written.
-        overridden: Key, value and place of what a later layer overrides: it is to be right, too.
+        replaced: The class that was configured here before, where another has taken its place.
+        inherited: Keys that were set for that class.
         text: How the command line spells the whole mapping.
     """
 
-    def __init__(self, items: Any = (), *, loose: bool = False, text: str | None = None) -> None:
+    def __init__(self, items: Any = (), where: dict[str, str] | None = None) -> None:
         super().__init__(items)
-        self.where: dict[str, str] = {}
-        self.loose = loose
-        self.replaced: Tree | None = None
-        self.overridden: list[tuple[str, Any, str]] = []
-        self.text = text
-
-    @property
-    def is_class(self) -> bool:
-        """Whether this is a class with arguments."""
-        return "class_path" in self or "init_args" in self
+        self.where = where or {}
+        self.replaced = ""
+        self.inherited: set[str] = set()
+        self.text: str | None = None
 
 
 def plain(value: Any) -> Any:
@@ -137,30 +125,27 @@ def read(name: str, where: str = "--config", kind: str = "configs") -> Tree:
         raise ConfigError(f"{where}: got {name!r}, which {problem}; expected a YAML file{hint}")
     path = name if Path(name) == file else str(file)
     try:
-        composed = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: {path} can't be read as text ({error})") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply, expected keys and values") from None
-    if composed is None:
-        return Tree()
-    if not isinstance(composed, yaml.MappingNode):
+    if node is not None and not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path}: expected keys and values, as in 'trainer: {{max_epochs: 1}}'")
-    tree: Tree = _Converter(path).convert(composed)
+    tree: Tree = Tree() if node is None else _Converter(path).convert(node)
     return tree
 
 
 class _Converter:
-    """Turns PyYAML's nodes into trees, and refuses what is no plain value.
+    """Turns PyYAML's nodes into trees; refuses all but plain values.
 
     Args:
-        path: The file, for errors; "" for the command line.
+        path: The file; "" for the command line.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -169,49 +154,49 @@ class _Converter:
         self.count = 0
 
     def convert(self, node: yaml.Node) -> Any:
-        where = f"{self.path}:{node.start_mark.line + 1}"
         self.count += 1  # an alias counts each time that it is used
         if self.count > _MOST_VALUES:
-            raise ConfigError(f"{where}: its aliases stand for more than {_MOST_VALUES} values")
+            raise self._error(node, f"its aliases stand for more than {_MOST_VALUES} values")
         if node.tag not in _TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise ConfigError(f"{where}: the tag {tag} is refused; expected plain YAML values")
+            raise self._error(node, f"the tag {tag} is refused; expected plain YAML values")
         if isinstance(node, yaml.ScalarNode):
-            if node.style is None and not node.value:
-                return None
-            return node.value if node.style else Text(node.value)
+            if node.style is None:
+                return Text(node.value) if node.value else None
+            return node.value
         if id(node) in self.open:
-            raise ConfigError(f"{where}: the value contains itself (an anchor inside its alias)")
+            raise self._error(node, "the value contains itself (an anchor inside its alias)")
         self.open.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            found: Any = [self.convert(item) for item in node.value]
-        else:
-            found = self._mapping(node)
+        sequence = isinstance(node, yaml.SequenceNode)
+        value = [self.convert(item) for item in node.value] if sequence else self._mapping(node)
         self.open.discard(id(node))
-        return found
+        return value
 
     def _mapping(self, node: yaml.Node) -> Tree:
         tree, merged = Tree(), Tree()
         for key_node, value_node in node.value:
-            where = f"{self.path}:{key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{where}: a key must be a text, not a list or a mapping")
+                raise self._error(key_node, "a key must be a text, not a list or a mapping")
             key, value = str(key_node.value), self.convert(value_node)
             if key_node.tag == "tag:yaml.org,2002:merge":
                 for parent in value if isinstance(value, list) else [value]:
                     if not isinstance(parent, Tree):
-                        raise ConfigError(f"{where}: '<<' merges mappings only")
+                        raise self._error(key_node, "'<<' merges mappings only")
                     merged.update({k: v for k, v in parent.items() if k not in merged})
                     merged.where = {**parent.where, **merged.where}
                 continue
             if key in tree:
-                first = tree.where[key].rpartition(":")[2]
-                text = f"{where}: {key}: given twice in one mapping (first in line {first})"
-                raise ConfigError(text)
-            tree[key], tree.where[key] = value, where
-        for key in merged.keys() - tree.keys():
-            tree[key], tree.where[key] = merged[key], merged.where.get(key, "")
-        return tree
+                line = tree.where.get(key, "").rpartition(":")[2]
+                first = f" (first in line {line})" if line else ""
+                raise self._error(key_node, f"{key}: given twice in one mapping{first}")
+            tree[key] = value
+            if self.path:
+                tree.where[key] = f"{self.path}:{key_node.start_mark.line + 1}"
+        return Tree({**merged, **tree}, {**merged.where, **tree.where})
+
+    def _error(self, node: yaml.Node, text: str) -> ConfigError:
+        place = f"{self.path}:{node.start_mark.line + 1}" if self.path else "command line"
+        return ConfigError(f"{place}: {text}")
 
 
 # -- the command line
@@ -237,12 +222,15 @@ def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield name, None
 
 
-def collect(args: Sequence[str], defaults: Tree) -> Tree:
+def collect(
+    args: Sequence[str], defaults: Tree, check: Callable[[Tree], object] = lambda _: None
+) -> Tree:
     """Merge the files and keys of a command line, later ones winning.
 
     Args:
         args: What follows the subcommand.
         defaults: What they are merged into.
+        check: Is called after each file, with what is configured so far.
 
     Raises:
         ConfigError: If a file can't be read, or an option has no value.
@@ -257,121 +245,90 @@ def collect(args: Sequence[str], defaults: Tree) -> Tree:
             raise ConfigError(f"{name}: expected one argument")
         if name in CONFIG_OPTIONS:
             layer = read(text)
-            dotted = [key for key in layer if "." in key]
-            root = merge(root, Tree({k: v for k, v in layer.items() if k not in dotted}), layer)
-            for key in dotted:
-                put(root, key.split("."), layer[key], layer.where[key])
+            root = merge(root, Tree({k: v for k, v in layer.items() if "." not in k}, layer.where))
+            for key in filter(lambda key: "." in key, layer):
+                root = merge(root, _nested(key, layer[key], layer.where[key]))
+            check(root)
         elif name.startswith("--"):
-            put(root, name.removeprefix("--").split("."), _typed(text))
+            root = merge(root, _nested(name.removeprefix("--"), parse(text)))
         else:
             raise ConfigError(f"unrecognized arguments: {name}; a key begins with --")
     return root
 
 
-def _typed(text: str) -> Any:
+def parse(text: str) -> Any:
     """Return a value of the command line: a list or a mapping, where it is written as one."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError):
         return Text(text)
-    if node is None or isinstance(node, yaml.ScalarNode):
-        quoted = isinstance(node, yaml.ScalarNode) and node.style
-        return node.value if quoted and node is not None else Text(text)
-    value = _Converter("command line").convert(node)
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.style is None):
+        return Text(text)
+    value = _Converter().convert(node)
     if isinstance(value, Tree):
-        _forget(value)
         value.text = text
     return value
 
 
-def _forget(value: Any) -> None:
-    """Drop the places of values that no file sets."""
-    for item in value.values() if isinstance(value, Tree) else value:
-        if isinstance(item, Tree | list):
-            _forget(item)
-    if isinstance(value, Tree):
-        value.where.clear()
+def _nested(key: str, value: Any, where: str = "") -> Tree:
+    """Return the tree that sets a dotted key, in which `init_args` may be left out."""
+    for name in reversed([part for part in key.split(".") if part != "init_args"]):
+        value = Tree({name: value}, {name: where})
+    tree: Tree = value
+    return tree
 
 
-def merge(base: Any, new: Any, source: Tree | None = None) -> Any:
+def merge(base: Any, new: Any, where: str = "") -> Any:
     """Return `base` overlaid by `new`: mappings key by key, anything else as a whole.
+
+    Keys that are set for the last item of a list, as `--trainer.callbacks.patience` is, go there. A
+    class that takes the place of another inherits what was set for that.
 
     Args:
         base: What is there.
         new: What is set.
-        source: Where the places of the keys of `new` are; itself by default.
+        where: "FILE:LINE" that sets it.
     """
+    if isinstance(new, list):
+        return [merge(None, item) for item in new]
+    if isinstance(base, list) and base and isinstance(new, Tree) and "class_path" not in new:
+        return [*base[:-1], merge(base[-1], new)]
     if isinstance(base, Tree) and "class_path" in base and isinstance(plain(new), str):
-        new = Tree({"class_path": new})
-    if isinstance(base, str) and isinstance(new, Tree) and (new.loose or "init_args" in new):
-        base = Tree({"class_path": base})
-    if not isinstance(base, Tree) or not isinstance(new, Tree):
+        new = Tree({"class_path": new}, {"class_path": where})
+    if not isinstance(new, Tree):
         return new
-    if "class_path" in new and "class_path" in base:
-        before, after = (str(tree["class_path"]).rpartition(".")[2] for tree in (base, new))
-        if before != after:
-            new.replaced = base
-            return new
-    where = (source or new).where
-    if base.loose and new.is_class and not base.is_class:  # arguments before their class
-        base = Tree({"init_args": base}, loose=True)
-    joined = Tree(base, loose=base.loose and new.loose)
-    joined.where, joined.replaced = {**base.where, **where}, base.replaced
-    joined.overridden = [*base.overridden, *new.overridden]
+    if isinstance(plain(base), str):  # a class by its name alone
+        base = Tree({"class_path": base})
+    new, base = _flat(new), base if isinstance(base, Tree) else Tree()
+    before, after = (str(tree.get("class_path", "")).rpartition(".")[2] for tree in (base, new))
+    replaces = bool(before and after and before != after)
+    joined = Tree(base, {**base.where, **new.where})
+    joined.text = None if base else new.text
+    joined.replaced = before if replaces else base.replaced
+    joined.inherited = (set(base) if replaces else base.inherited) - set(new)
     for key, child in new.items():
-        if key in base and not isinstance(base[key], Tree):
-            joined.overridden.append((key, base[key], base.where.get(key, "")))
         name = key.removesuffix("+")
+        old = None if replaces else joined.get(name)
         if key != name:
-            joined[name] = [*as_list(joined.get(name)), *as_list(child)]
-            joined.where[name] = where.get(key, "")
+            joined[name] = [*as_list(old), *as_list(merge(None, child))]
+            joined.where[name] = new.where.get(key, "")
         else:
-            joined[key] = merge(joined[key], child) if key in joined else child
+            joined[key] = merge(old, child, new.where.get(key, ""))
     return joined
+
+
+def _flat(tree: Tree) -> Tree:
+    """Return a mapping with the arguments of its class beside the `class_path`."""
+    arguments = tree.get("init_args")
+    if "init_args" not in tree or not isinstance(arguments, Tree | None):
+        return tree
+    found = Tree({k: v for k, v in tree.items() if k != "init_args"}, dict(tree.where))
+    if arguments is not None:
+        found.update(arguments)
+        found.where.update(arguments.where)
+    return found
 
 
 def as_list(value: Any) -> list[Any]:
     """Return the items that a value of a list stands for: several, one, or none."""
     return list(value) if isinstance(value, list) else [] if value is None else [value]
-
-
-def put(tree: Tree, parts: Sequence[str], value: Any, where: str = "") -> None:
-    """Set the value of a key, in place.
-
-    Args:
-        tree: Where the key begins.
-        parts: The key, split at its dots; `init_args` may be left out.
-        value: What is set.
-        where: File and line that set it.
-    """
-    first, *rest = parts
-    if first == "init_args" and rest:
-        put(tree, rest, value, where)
-        return
-    if tree.is_class and first not in SPEC_KEYS:
-        arguments = tree.setdefault("init_args", Tree(loose=True))
-        if isinstance(arguments, Tree):
-            tree = arguments
-    name = first.removesuffix("+")
-    child = tree.get(name)
-    if rest == ["class_path"]:
-        rest = []
-    if not rest:
-        if name in tree and not isinstance(child, Tree | list):
-            tree.overridden.append((name, child, tree.where.get(name, "")))
-        tree.where[name] = where
-        if name != first:
-            tree[name] = [*as_list(child), *as_list(value)]
-        else:
-            tree[name] = merge(child, value) if child is not None else value
-        return
-    owner: Any = tree
-    slot: Any = name
-    if isinstance(child, list) and child:  # the arguments of the item that was added last
-        tree[name] = owner = list(child)
-        slot, child = len(owner) - 1, child[-1]
-    if isinstance(plain(child), str):  # a class by its name alone
-        child = Tree({"class_path": child})
-    child = child if isinstance(child, Tree) else Tree(loose=True)
-    owner[slot] = child
-    put(child, rest, value, where)

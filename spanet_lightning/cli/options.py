@@ -7,7 +7,6 @@ from functools import cache
 from typing import Literal
 
 from spanet_lightning.cli import signatures
-from spanet_lightning.cli.config_files import Tree
 from spanet_lightning.cli.signatures import Parameter
 
 COMMANDS = {
@@ -84,11 +83,6 @@ def schema(command: str) -> dict[str, Parameter]:
         **own.parameters,
         **{name: value for name, value in method.items() if name not in _NOT_OFFERED},
     }
-
-
-def defaults() -> Tree:
-    """Return what a command line is merged into: the classes whose arguments may be set alone."""
-    return Tree({"trainer": Tree({"logger": Tree({"class_path": DEFAULT_LOGGER}, loose=True)})})
 
 
 def _stand_in(path: str, kind: type) -> type:

@@ -41,6 +41,7 @@ from spanet_lightning.data.loaders import drawn_loader, exact_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.normalize import Normalize, channel_statistics, in_precision_of_run
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
+from spanet_lightning.keywords import CheckedKeywords
 
 _ERASING = 1  # sets its seeds apart from those of the samples
 SOURCES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
@@ -50,7 +51,7 @@ Sampling = Literal["shuffle", "balanced"]
 ClassWeights = Literal["balanced"]
 
 
-class ImageClassificationDataModule(LightningDataModule):
+class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
     """Labelled images through timm's transforms, by default a folder for each split and class.
 
     A class is a folder directly below a split; folders below it are just folders. Labels number the

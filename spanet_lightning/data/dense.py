@@ -19,11 +19,12 @@ from spanet_lightning.data.images import images_to_predict, read_image
 from spanet_lightning.data.loaders import exact_loader, grouped_loader
 from spanet_lightning.data.normalize import Normalize, channel_statistics, in_precision_of_run
 from spanet_lightning.errors import invalid
+from spanet_lightning.keywords import CheckedKeywords
 
 Batch = TypeVar("Batch", DetectionBatch, SegmentationBatch)
 
 
-class DenseDataModule(LightningDataModule, ABC):
+class DenseDataModule(LightningDataModule, CheckedKeywords, ABC):
     """Base of the data modules of dense tasks.
 
     The loaders give images as uint8: worker processes and the bus to a device carry a quarter of

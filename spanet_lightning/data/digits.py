@@ -28,6 +28,7 @@ from spanet_lightning.data.info import DataInfo
 from spanet_lightning.data.loaders import exact_loader, train_loader
 from spanet_lightning.data.manifest import DataIdentity, digest
 from spanet_lightning.errors import invalid
+from spanet_lightning.keywords import CheckedKeywords
 
 SOURCE = "sklearn.datasets.load_digits"
 SPLITS = ("train", "val", "test")
@@ -36,7 +37,7 @@ TEST_SHARE, VAL_SHARE = 0.2, 0.1
 FEWEST = 122  # training images of the rarest class, 8
 
 
-class DigitsDataModule(LightningDataModule):
+class DigitsDataModule(LightningDataModule, CheckedKeywords):
     """Handwritten digits, split by a named seed: 70 % to train, 10 % to validate, 20 % to test.
 
     Each split holds about the same share of each class. Images are enlarged to `image_size`

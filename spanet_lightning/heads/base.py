@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spanet_lightning.backbones import Backbone, TimmBackbone
 from spanet_lightning.backbones.validate import positive_int
 from spanet_lightning.errors import invalid
+from spanet_lightning.keywords import CheckedKeywords
 
 Size = Sequence[int]  # height, width; a list once a loader has pinned it
 Losses = dict[str, Tensor]
@@ -151,7 +152,7 @@ class SegmentationLayers(DenseLayers):
         return None
 
 
-class DetectionHead(ABC):
+class DetectionHead(CheckedKeywords, ABC):
     """A detection head as a value of a configuration."""
 
     has_masks: ClassVar[bool] = False
@@ -161,7 +162,7 @@ class DetectionHead(ABC):
         """Return the layers for a backbone with these channels a level; background not counted."""
 
 
-class SegmentationHead(ABC):
+class SegmentationHead(CheckedKeywords, ABC):
     """A segmentation head as a value of a configuration."""
 
     @abstractmethod

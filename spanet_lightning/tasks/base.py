@@ -22,6 +22,7 @@ from torchmetrics import MeanMetric, Metric
 from spanet_lightning.data.draws import entropy
 from spanet_lightning.data.info import KEY, check_same, info_of, stored_info
 from spanet_lightning.errors import DataError, invalid
+from spanet_lightning.keywords import CheckedKeywords
 from spanet_lightning.tasks import restart, share
 from spanet_lightning.tasks.loading import safely
 from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
@@ -30,7 +31,7 @@ SEED_VARIABLE = "PL_GLOBAL_SEED"
 """Environment variable in which Lightning's `seed_everything` leaves the seed."""
 
 
-class Task(LightningModule):
+class Task(LightningModule, CheckedKeywords):
     """Base of the tasks: configures the optimization of what `trained` returns.
 
     Args:
