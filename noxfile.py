@@ -56,7 +56,14 @@ def python(session: nox.Session, *args: str) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the tests, and report which lines they reach."""
+    """Run the tests, on all cores."""
+    install(session, "tests")
+    python(session, "-m", "pytest", "-n", "auto", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Run the tests and report which lines they reach, which takes longer."""
     install(session, "tests")
     python(session, "-m", "pytest", "-n", "auto", "--cov", "--cov-report=term", *session.posargs)
 
