@@ -1,9 +1,8 @@
-"""If one of these fails, `spanet analyze` crashes, misleads, or draws what it can't draw again."""
+"""If one of these fails, `spanet analyze` crashes, misleads, or loses what a figure shows."""
 
 from __future__ import annotations
 
 import csv
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,11 @@ import torch
 from PIL import Image
 
 from spanet_lightning import app
-from spanet_lightning.analysis.figures import FigureData, redraw, save, style
-from spanet_lightning.analysis.figures.store import load
+from spanet_lightning.analysis import figures
 from spanet_lightning.errors import DataError
 from tests.helpers import images, refused
-from tests.test_analysis_shape_bias import DATA, HEADER, ROWS, needs_data
+from tests.test_analysis_decisions import DATA, HEADER, ROWS, needs_data
+from tests.test_analysis_features import write_checkpoint
 
 pytest.importorskip("matplotlib")
 
@@ -50,15 +49,13 @@ def test_response_of_random_mixers(capsys):
     assert float(rows[-1]["cut_off_half_power_median"]) == pytest.approx(1, abs=1e-8)
 
 
-def test_claims_are_tabulated(monkeypatch, capsys):
-    from spanet_lightning.analysis import random_mixers
-
-    some = {"defaults": {}, "torus": {"boundary": "torus"}}
-    monkeypatch.setattr(random_mixers, "ALTERNATIVES", some)
-    choices = ("--claims", "--choose", "boundary=torus", "--choose", "self_loops=false")
-    _analyze("response", "--kernels", "3,5", "--side", "6", "--draws", "2", *choices)
-    assert "claims.csv" in _files("analysis/response")
-    assert "torus" in capsys.readouterr().out
+def test_claims_are_tested_under_every_reading(capsys):
+    options = ("--connectivity", "torus", "--operator", "signed", "--draws", "2")
+    _analyze("response", "--kernels", "3,5", "--side", "6", "--claims", *options)
+    assert _four("claims") < _files("analysis/response")
+    told = capsys.readouterr().out
+    assert "no self-loops" in told
+    assert "holds interpolated" in Path("analysis/response/claims.csv").read_text()
 
 
 @pytest.mark.parametrize("models", [OURS, OTHERS], ids=["ours", "others"])
@@ -67,7 +64,36 @@ def test_response_and_spectrum_of_models(models, capsys):
     assert _files("out") == _four("mixers")
     assert "random weights" in capsys.readouterr().out
     _analyze("spectrum", *models, "--output", "spectra", "--mixers", "--radial")
-    assert _files("spectra") == _four("spectrum") | _four("maps") - {"maps.csv"}
+    expected = _four("spectrum") | _four("variance") | _four("maps") - {"maps.csv"}
+    assert _files("spectra") == expected
+
+
+def test_spectra_of_layers_their_weights_and_their_difference(capsys):
+    few = ("--size", "64", "--limit", "1", "--model", "test_spanetv2")
+    chosen = ("--layer", "stages.*.local.0", "--layer", "stem")
+    _analyze("spectrum", *few, *chosen, "--weights", "--output", "out")
+    assert _four("weights") < _files("out")
+    with Path("out/spectrum.csv").open() as file:
+        names = {row["layer"] for row in csv.DictReader(file)}
+    assert "stem" in names
+    assert len(names) == 6
+    _analyze("spectrum", *few, "--model", "test_spanetv2", "--difference", "--output", "same")
+    with Path("same/spectrum.csv").open() as file:
+        assert {float(row["delta"]) for row in csv.DictReader(file)} == {0}
+
+
+def test_a_model_from_a_file_and_a_run_over_its_epochs(capsys):
+    Path("mine.py").write_text("import timm\ndef build(): return timm.create_model('resnet10t')\n")
+    few = ("--size", "64", "--limit", "1")
+    layer = ("--layer", "layer3.0.conv2", "--weights")
+    _analyze("spectrum", "--model", "python:mine:build", *layer, *few, "--output", "out")
+    assert "random weights" not in capsys.readouterr().out
+    for epoch in (0, 4):
+        write_checkpoint(Path(f"epoch={epoch}.ckpt"), epoch=epoch)
+    _analyze("spectrum", "--epochs", ".", *few, "--output", "over")
+    assert _four("epochs") < _files("over")
+    with Path("over/epochs.csv").open() as file:
+        assert {row["epoch"] for row in csv.DictReader(file)} == {"1", "5"}
 
 
 def test_filters_of_both_generations(capsys):
@@ -84,16 +110,39 @@ def test_cam_of_models(method):
     few = ("--channels", "3", "--limit", "1", "--method", method)
     _analyze("cam", "--model", "test_spanetv2", "--size", "64", *few, "--output", "out")
     assert _files("out") == _four("cam")
+    _analyze("cam", "--model", "test_spanetv2", "--size", "64", *few, "--road", "--output", "road")
+    assert _files("road") == _four("cam") | _four("road")
 
 
 def test_robustness_by_labels_and_without(capsys):
     root = images(Path("set"), per_class=2)
     few = ("--model", "test_spanetv2", "--size", "64", "--radii", "2,8")
     _analyze("robustness", *few, "--images", str(root / "val"), "--output", "out")
-    assert "the label" in capsys.readouterr().out
+    assert "label" in capsys.readouterr().out
     assert _files("out") == _four("robustness")
     _analyze("robustness", *few, "--corruptions", "low", "--output", "own")
-    assert "as without corruption" in capsys.readouterr().out.replace("\n", " ")
+    assert "clean decision" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_heat_map_and_hessian_of_small_models():
+    root = images(Path("set"), per_class=1)
+    few = ("--model", "test_spanetv2", "--size", "32", "--images", str(root / "val"))
+    _analyze("heatmap", *few, "--side", "3", "--output", "out")
+    _analyze("hessian", *few, "--top", "1", "--iterations", "2", "--output", "out")
+    assert _files("out") == _four("heatmap") | _four("hessian")
+
+
+def test_error_consistency_of_models_and_of_files():
+    root = images(Path("set"), per_class=2)
+    few = ("--model", "test_spanetv2", "--model", "test_spanet", "--size", "32")
+    _analyze("consistency", *few, "--images", str(root / "val"), "--output", "out")
+    assert _files("out") == _four("consistency")
+    other = [row.replace("net,", "subject-01,").replace("cat,cat", "dog,cat") for row in ROWS]
+    Path("some.csv").write_text("\n".join([HEADER, *ROWS, *other]))
+    _analyze("consistency", "some.csv", "--output", "files")
+    with Path("files/consistency.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["first"], row["second"], row["images"]) == ("net", "subject-01", "6")
 
 
 def test_shape_bias_from_a_file(capsys):
@@ -107,7 +156,7 @@ def test_subjects_that_saw_other_images_are_told(capsys):
     more = [row.replace("net,", "other,") for row in ROWS[:2]]
     Path("some.csv").write_text("\n".join([HEADER, *ROWS, *more]))
     _analyze("shape-bias", "some.csv")
-    assert "values over unlike sets of images compare only roughly" in capsys.readouterr().out
+    assert "compare values over different sets of images with care" in capsys.readouterr().out
 
 
 @needs_data
@@ -121,40 +170,25 @@ def test_shape_bias_of_a_model_on_stimuli(capsys):
     assert first == again  # what the model decided is what its file says
 
 
-def test_a_figure_is_drawn_again_from_its_data_alone():
+def test_a_figure_is_a_function_of_its_saved_data():
     _analyze("response", "--kernels", "3", "--side", "5", "--draws", "2", "--output", "out")
-    before = {p.name: p.read_bytes() for p in Path("out").iterdir()}
-    for path in Path("out").iterdir():
-        if path.suffix in (".svg", ".png", ".csv"):
-            path.unlink()
-    _analyze("redraw", "out")
-    for path in Path("out").glob("*.svg"):
-        assert path.read_bytes() == before[path.name]
-    assert _files("out") == {name for name in before if not name.endswith(".csv")}
+    for path in Path("out").glob("*.npz"):
+        figures.save(Path("again"), path.stem, figures.load(path))
+        for suffix in ("svg", "png"):
+            again = Path("again") / f"{path.stem}.{suffix}"
+            assert again.read_bytes() == path.with_suffix(f".{suffix}").read_bytes()
+    drawn = figures.draw(figures.load("out/response.npz"))
+    drawn.axes[0].set_xlim(0, 0.5)
+    drawn.savefig("mine.pdf")
 
 
-def test_data_that_is_none_is_refused(tmp_path):
+def test_other_files_are_not_data_of_figures(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match="not the data of a figure"):
-        redraw(tmp_path)
-    (tmp_path / "x.npz").unlink()
-    np.savez(tmp_path / "y.npz", a=np.array([object()], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="not the data of a figure"):
-        load(tmp_path / "y.npz")
-    with pytest.raises(DataError, match="which none draws"):
-        save(tmp_path / "z", "z", FigureData("pie", {}, {}))
-
-
-def test_lines_differ_in_print():
-    """Neighbouring lines must differ without colour: by lightness, dash or marker."""
-    greys = []
-    for i in range(8):
-        look = style.line(i)
-        red, green, blue = (int(look["color"][k : k + 2], 16) for k in (1, 3, 5))
-        grey = round((0.299 * red + 0.587 * green + 0.114 * blue) / 25)
-        greys.append((grey, str(look["linestyle"]), look["marker"]))
-    assert len({marks[1:] for marks in greys}) == 8
-    assert all(a != b for a, b in itertools.pairwise(greys))
+    np.savez(tmp_path / "y.npz", figure=np.array([object()], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "z.npz", figure=np.array('{"kind": "os"}'))
+    for name in "xyz":
+        with pytest.raises(DataError, match="not the data of a figure"):
+            figures.load(tmp_path / f"{name}.npz")
 
 
 @pytest.mark.parametrize(
@@ -162,10 +196,8 @@ def test_lines_differ_in_print():
     [
         (["response", "--kernels", "4"], "kernels: got 4, expected odd sizes"),
         (["response", "--kernels", "a"], "--kernels: got 'a', expected one number or more"),
-        (["response", "--choose", "boundry=torus"], "did you mean 'boundary'"),
-        (["response", "--choose", "boundary=taurus"], "did you mean 'torus'"),
-        (["response", "--choose", "self_loops=no"], "expected true or false"),
-        (["response", "--model", "test_vit", "--claims"], "are about random mixers"),
+        (["response", "--connectivity", "taurus"], "did you mean 'torus'"),
+        (["response", "--model", "test_vit", "--claims"], "is about random mixers"),
         (["spectrum", "--model", "spanet_ss"], "did you mean 'spanet_s'"),
         (["spectrum", "--model", "test_spanet", "--images", "none"], "does not exist"),
         (["spectrum", "--model", "test_spanet", "--size", "8"], "--size: got 8"),
@@ -174,18 +206,27 @@ def test_lines_differ_in_print():
         (["filters", "--model", "test_vit", "--size", "160"], "has no SRF gates"),
         (["filters", "--model", "test_spanet", "--fit", "squash"], "--fit: got 'squash'"),
         (["shape-bias"], "neither CSV files nor --model"),
-        (["shape-bias", "--model", "test_vit"], "needs --stimuli FOLDER and --indices FILE"),
+        (["shape-bias", "--model", "test_vit"], "requires --stimuli FOLDER and --indices FILE"),
         (["shape-bias", "none.csv"], "none.csv: no such file or folder"),
         (["cam", "--model", "test_spanet", "--method", "layer"], "--method: got 'layer'"),
         (["cam", "--model", "test_spanet", "--target", "1000"], "a class from 0 to 999"),
         (["robustness", "--model", "test_spanet", "--radii", "8,2"], "--radii"),
         (["robustness", "--model", "test_spanet", "--corruptions", "x"], "--corruptions: got 'x'"),
-        (["redraw", "none"], "none: no figure's data"),
+        (["spectrum", "--model", "test_spanet", "--layer", "x.*"], "--layer: got 'x.*', which mat"),
+        (["spectrum", "--model", "test_spanet", "--difference"], "--difference: got 1 models"),
+        (["spectrum", "--epochs", "."], "--epochs: found checkpoints of 0 epochs"),
+        (["spectrum", "--model", "python:none:f"], "No module named 'none'"),
+        (["heatmap", "--model", "test_spanet", "--side", "4"], "--side: got 4"),
+        (["hessian", "--model", "test_spanet", "--top", "0"], "--top: got 0"),
+        (["consistency"], "neither CSV files nor --model"),
         (["spectre"], "invalid choice: 'spectre'"),
     ],
 )
 def test_a_mistake_is_one_line(args, told, capsys):
-    if args[0] in ("spectrum", "filters", "cam", "robustness") and "--size" not in args:
+    if (
+        args[0] in ("spectrum", "filters", "cam", "robustness", "heatmap", "hessian")
+        and "--size" not in args
+    ):
         args = [*args, "--size", "64"]
     assert told in refused(["analyze", *args], capsys, app.main)
 

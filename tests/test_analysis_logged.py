@@ -15,8 +15,7 @@ from PIL import Image
 
 from spanet_lightning import ClassificationTask, SPANetV2, app, cli
 from spanet_lightning.analysis import figures
-from spanet_lightning.analysis.figures.store import load
-from spanet_lightning.analysis.models import Subject
+from spanet_lightning.analysis.models import LoadedModel
 from spanet_lightning.analysis.spectrum import spectra
 from spanet_lightning.errors import CheckpointError, ConfigError
 from spanet_lightning.tracking import attach
@@ -25,7 +24,7 @@ from spanet_lightning.tracking.logger import MLflowLogger
 from spanet_lightning.tracking.options import TrackingOptions
 from spanet_lightning.tracking.pictures import SpectrumPicture, name_of, picture_callbacks
 from tests.helpers import DIGITS, refused
-from tests.test_analysis_shape_bias import HEADER, ROWS
+from tests.test_analysis_decisions import HEADER, ROWS
 from tests.tracked import OPTIONS, Recorded, recorded  # noqa: F401 - a fixture
 
 pytest.importorskip("matplotlib")
@@ -101,8 +100,7 @@ def test_a_line_of_the_configuration_draws_spectra_by_step():
     assert [Path(entry.path).name for entry in data] == ["epoch-0001.npz", "epoch-0002.npz"]
     # What was recorded is enough to draw it again.
     copy = store.client.download_artifacts(run.id, data[1].path, ".")
-    app.main(["analyze", "redraw", str(copy)])
-    assert Path(copy).with_suffix(".svg").is_file()
+    assert len(figures.draw(figures.load(copy)).axes) == 2  # a panel and the colour bar
 
 
 class _Kept(MLflowLogger):
@@ -111,13 +109,13 @@ class _Kept(MLflowLogger):
     def __init__(self) -> None:
         super().__init__()
         self.pictures: list[Image.Image] = []
-        self.data: list[figures.FigureData] = []
+        self.data: list[figures.Figure] = []
 
     def log_image(self, picture: Image.Image, file: str) -> None:
         self.pictures.append(picture)
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
-        self.data.append(load(Path(path)))
+        self.data.append(figures.load(path))
 
     def set_tags(self, tags: object) -> None:
         pass
@@ -150,13 +148,14 @@ def test_a_picture_of_spectra_shows_the_first_images_and_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
     assert not any(module.training for module in task.modules())
     assert not any(module._forward_hooks for module in task.modules())
-    one = Subject("", net, (0.0,), (1.0,), None, 1.0, trained=True)
+    one = LoadedModel("", net, (0.0,), (1.0,))
     expected = spectra(one, [images[:4]]).drawn()
     (data,) = logger.data
-    assert data.meta["models"][0]["label"] == "epoch 3"
-    assert len(data.arrays) == len(expected) > 3
-    for found in expected:
-        np.testing.assert_allclose(data.arrays[f"0.{found.index}"], found.relative, atol=1e-12)
+    ((panel,),) = data.panels
+    assert panel.title == "epoch 3"
+    assert len(panel.curves) == len(expected) > 3
+    for curve, found in zip(panel.curves, expected, strict=True):
+        np.testing.assert_allclose(curve.y, found.relative, atol=1e-12)
     assert min(logger.pictures[0].size) > 200
     trainer.current_epoch = 3  # none is due
     callback.on_validation_batch_end(trainer, task, None, (images,), 0)

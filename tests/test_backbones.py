@@ -443,7 +443,7 @@ def test_a_third_spectral_gate_is_one_class_trained_exported_costed_and_drawn(mo
         assert not [m for m in exported.modules() if isinstance(m, SpectralFilter)]
         torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
     assert model_cost(model, 64).spectral_macs == model_cost(SPANetV2("test"), 64).spectral_macs
-    subject = models.Subject("x", model, (0.5,) * 3, (0.5,) * 3, None, 1, False)
+    subject = models.LoadedModel("x", model)
     shown = filters.filters(subject, 64)
     sigma = model.stages[0].blocks[0].mixer.srf.width[0].item()
     assert shown[0].gain[8, 9] == pytest.approx(np.exp(-1 / (2 * sigma**2)))

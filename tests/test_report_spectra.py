@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spanet_lightning import SPANetV2, app
-from spanet_lightning.analysis.figures.store import load
+from spanet_lightning.analysis.figures import load
 from spanet_lightning.report.results import Trial, load_results
 from spanet_lightning.sweep.definition import Study
 from tests import sweep_studies as made
@@ -63,13 +63,10 @@ def test_a_report_has_the_spectra_of_the_best_checkpoints_when_asked(
     assert "](analysis/spectrum.svg)" in told
     assert "Excluded, without a checkpoint: kernels = 3+5+7, SRF = on" in told
     data = load(tmp_path / "out" / "analysis" / "spectrum.npz")
-    assert [one["label"].partition(",")[0] for one in data.meta["models"]] == [
-        "with SRF",
-        "without SRF",
-    ]
+    (panels,) = data.panels
+    assert [one.title.partition(",")[0] for one in panels] == ["with SRF", "without SRF"]
     # At the size that the run was trained at, down to 2×2.
-    assert data.meta["models"][0]["drawn"][0]["size"] == 16
-    assert data.meta["models"][0]["drawn"][-1]["size"] == 2
+    assert (panels[0].curves[0].group, panels[0].curves[-1].group) == ("16×16", "2×2")
 
 
 def test_spectra_without_checkpoints_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from spanet_lightning import (
     SPANet,
     TimmBackbone,
 )
-from spanet_lightning.analysis.models import subject
+from spanet_lightning.analysis.models import load_model
 from spanet_lightning.cli import run
 from spanet_lightning.cost import model_cost, variant_costs
 from spanet_lightning.errors import ConfigError
@@ -79,7 +79,7 @@ def test_trains_reloads_and_is_analysed_from_its_checkpoint(
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.backbone(images), trained.backbone(images))
-        found = subject(str(checkpoint), size=32)
+        found = load_model(str(checkpoint), size=32)
         assert torch.equal(found.model(images), trained.backbone(images))
 
 

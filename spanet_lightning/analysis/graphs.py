@@ -1,14 +1,14 @@
-"""Window graphs on a grid of tokens, and the frequencies they define.
+"""Window graphs on a grid of tokens, and their frequencies.
 
-A token mixer with a k×k window joins each of the N = H·W tokens to those in its window. The
-normalised Laplacian L = I - D^(-1/2) A D^(-1/2) = U Λ Uᵀ of that graph has eigenvalues from 0 (what
-all tokens share, up to their degree) to at most 2 (what changes from each token to the next): the
-graph's frequencies (SPANetV2, arXiv:2503.23947, Fig. 1). Attention's graph is complete: every mode
-but the constant one has the same frequency.
+A token mixer with a k×k window connects each of the N = H·W tokens to those in its window. The
+normalised Laplacian L = I - D^(-1/2) A D^(-1/2) = U Λ Uᵀ of that graph has eigenvalues from 0
+(constant over tokens, up to their degree) to at most 2 (alternating between neighbours): the
+graph's frequencies (SPANetV2, arXiv:2503.23947, Fig. 1). The graph of attention is complete: all
+its modes but the constant one have the same frequency.
 
 With self-loops the adjacency of a k×k window is the Kronecker product of those of a row and of a
-column, and so are its modes: no N×N eigenproblem is solved. Self-loops leave a torus's modes as
-they are and move its frequencies, so there too nothing is solved.
+column, and so are its modes: no N×N eigenproblem has to be solved. On a torus, self-loops leave the
+modes as they are and shift the frequencies.
 
 Shape letters: N tokens, H×W the grid, L distinct eigenvalues.
 """
@@ -24,13 +24,17 @@ from jaxtyping import Float, Int
 
 from spanet_lightning.errors import invalid, invalid_choice
 
-Boundary = Literal["zero", "torus"]
-"""What lies beyond the grid's border: nothing ("zero"), or its other side ("torus")."""
+Connectivity = Literal["zero", "torus", "zero_no_loops", "torus_no_loops"]
+"""Which tokens are neighbours at the border, and whether each is its own neighbour.
+
+"zero": nothing is beyond the border. "torus": the opposite side is. "…_no_loops": the same, and a
+token is not in its own window.
+"""
 
 LARGEST_DENSE = 2500
 """Tokens up to which a graph without product structure is decomposed as a dense matrix."""
 
-_SAME = 1e-9  # eigenvalues nearer than this are one: products of rounded ones differ by about 1e-15
+_SAME = 1e-9  # closer eigenvalues are equal: rounding errors are about 1e-14
 
 
 @dataclass(frozen=True)
@@ -65,53 +69,8 @@ class GraphSpectrum:
         return averaged
 
 
-def check_boundary(boundary: str) -> None:
-    """Raise where `boundary` is none.
-
-    Raises:
-        ConfigError: If it is not one of `Boundary`.
-    """
-    if boundary not in get_args(Boundary):
-        raise invalid_choice("boundary", boundary, get_args(Boundary))
-
-
-def check_window(window: int | None) -> None:
-    """Raise where a window has no middle.
-
-    Raises:
-        ConfigError: If it is neither `None` nor odd and positive.
-    """
-    if window is not None and (window < 1 or window % 2 == 0):
-        raise invalid("window", window, "an odd number of tokens, or None for the complete graph")
-
-
-def line_adjacency(n: int, window: int | None, boundary: Boundary) -> Float[np.ndarray, "n n"]:
-    """Return which of n tokens in a line are in each other's window, each in its own.
-
-    Args:
-        n: Number of tokens.
-        window: Its side, odd; `None` joins all.
-        boundary: Whether the line's ends meet.
-    """
-    check_window(window)
-    check_boundary(boundary)
-    if window is None:
-        return np.ones((n, n))
-    i = np.arange(n)
-    distance = np.abs(i[:, None] - i[None, :])
-    if boundary == "torus":
-        distance = np.minimum(distance, n - distance)
-    near: Float[np.ndarray, "n n"] = (distance <= window // 2).astype(np.float64)
-    return near
-
-
 def window_adjacency(
-    height: int,
-    width: int,
-    window: int | None,
-    boundary: Boundary = "zero",
-    *,
-    self_loops: bool = True,
+    height: int, width: int, window: int | None, connectivity: Connectivity = "zero"
 ) -> Float[np.ndarray, "n n"]:
     """Return the adjacency matrix A of a window graph.
 
@@ -119,40 +78,47 @@ def window_adjacency(
         height: Rows of tokens.
         width: Columns of tokens.
         window: Side k of the window, odd; `None` is the complete graph.
-        boundary: What lies beyond the border.
-        self_loops: Whether each token is its own neighbour, as it is in a mixer's window.
+        connectivity: Border and self-loops.
+
+    Raises:
+        ConfigError: If the window is even, or the connectivity unknown.
     """
-    rows = line_adjacency(height, window, boundary)
-    adjacency = np.kron(rows, line_adjacency(width, window, boundary))
-    if not self_loops:
+    rows = _line_adjacency(height, window, connectivity)
+    adjacency = np.kron(rows, _line_adjacency(width, window, connectivity))
+    if connectivity.endswith("_no_loops"):
         np.fill_diagonal(adjacency, 0)
     return adjacency
 
 
+def _line_adjacency(n: int, window: int | None, connectivity: str) -> Float[np.ndarray, "n n"]:
+    """Return the adjacency of n tokens in a line, with self-loops."""
+    if connectivity not in get_args(Connectivity):
+        raise invalid_choice("connectivity", connectivity, get_args(Connectivity))
+    if window is None:
+        return np.ones((n, n))
+    if window < 1 or window % 2 == 0:
+        raise invalid("window", window, "an odd number of tokens, or None for the complete graph")
+    i = np.arange(n)
+    distance = np.abs(i[:, None] - i[None, :])
+    if connectivity.startswith("torus"):
+        distance = np.minimum(distance, n - distance)
+    near: Float[np.ndarray, "n n"] = (distance <= window // 2).astype(np.float64)
+    return near
+
+
 def laplacian(adjacency: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """Return I - D^(-1/2) A D^(-1/2); a token without neighbours keeps its 1."""
+    """Return I - D^(-1/2) A D^(-1/2); a token without neighbours has 1 on the diagonal."""
     degree = adjacency.sum(1)
     scale = np.divide(1, np.sqrt(degree), out=np.zeros_like(degree), where=degree > 0)
     normalised: Float[np.ndarray, "n n"] = (
-        np.eye(len(adjacency)) - scale[:, None] * adjacency * (scale[None, :])
+        np.eye(len(adjacency)) - scale[:, None] * adjacency * scale[None, :]
     )
     return normalised
 
 
-def _line_modes(n: int, window: int | None, boundary: Boundary) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues and modes of D^(-1/2) A D^(-1/2) of a line with self-loops."""
-    values, modes = np.linalg.eigh(np.eye(n) - laplacian(line_adjacency(n, window, boundary)))
-    return values, modes
-
-
 @lru_cache(maxsize=16)
 def window_spectrum(
-    height: int,
-    width: int,
-    window: int | None,
-    boundary: Boundary = "zero",
-    *,
-    self_loops: bool = True,
+    height: int, width: int, window: int | None, connectivity: Connectivity = "zero"
 ) -> GraphSpectrum:
     """Return the frequencies and modes of a window graph.
 
@@ -160,30 +126,27 @@ def window_spectrum(
         height: Rows of tokens.
         width: Columns of tokens.
         window: Side k of the window, odd; `None` is the complete graph.
-        boundary: What lies beyond the border.
-        self_loops: Whether each token is its own neighbour.
+        connectivity: Border and self-loops.
 
     Raises:
-        ConfigError: If the window is even, or the graph has neither self-loops nor a torus's
-            symmetry and too many tokens to be decomposed.
+        ConfigError: If the window is even, or a graph without self-loops too large.
     """
-    product = self_loops or boundary == "torus" or window is None
-    if not product:
+    regular = connectivity.startswith("torus") or window is None
+    loops = not connectivity.endswith("_no_loops")
+    if not loops and not regular:
         if height * width > LARGEST_DENSE:
-            raise invalid(
-                "self_loops", self_loops, f"true for more than {LARGEST_DENSE} tokens on this grid"
-            )
-        dense = laplacian(window_adjacency(height, width, window, boundary, self_loops=False))
+            accepted = f"self-loops for more than {LARGEST_DENSE} tokens"
+            raise invalid("connectivity", connectivity, accepted)
+        dense = laplacian(window_adjacency(height, width, window, connectivity))
         return _sorted(*np.linalg.eigh(dense))
-    row_values, row_modes = _line_modes(height, window, boundary)
-    column_values, column_modes = _line_modes(width, window, boundary)
-    smooth = np.kron(row_values, column_values)  # eigenvalues of D^(-1/2) A D^(-1/2)
-    if not self_loops:
-        # Every token has the same degree d: taking I from A takes 1 from its eigenvalues, d·smooth.
-        rows, columns = (line_adjacency(n, window, boundary)[0].sum() for n in (height, width))
-        degree = rows * columns
+    lines = [_line_adjacency(n, window, connectivity) for n in (height, width)]
+    (u, rows), (v, columns) = (np.linalg.eigh(np.eye(len(a)) - laplacian(a)) for a in lines)
+    smooth = np.kron(u, v)  # eigenvalues of D^(-1/2) A D^(-1/2)
+    if not loops:
+        # All degrees are d: taking I from A takes 1 from its eigenvalues, d·smooth.
+        degree = lines[0][0].sum() * lines[1][0].sum()
         smooth = (degree * smooth - 1) / (degree - 1) if degree > 1 else np.zeros_like(smooth)
-    return _sorted(1 - smooth, np.kron(row_modes, column_modes))
+    return _sorted(1 - smooth, np.kron(rows, columns))
 
 
 def _sorted(values: np.ndarray, modes: np.ndarray) -> GraphSpectrum:

@@ -39,10 +39,9 @@ def measure_spectra(results: Results, images: Sequence[str]) -> tuple[Section, M
         SpanetError: If no trial has a checkpoint, one can't be read, or there is no image.
     """
     from spanet_lightning.analysis import figures
-    from spanet_lightning.analysis.figures import spectrum as drawing
     from spanet_lightning.analysis.images import batches, list_images
-    from spanet_lightning.analysis.models import subject
-    from spanet_lightning.analysis.spectrum import spectra
+    from spanet_lightning.analysis.models import load_model
+    from spanet_lightning.analysis.spectrum import spectra, spectrum_figure
 
     best = _best_trials(results)
     checkpoints = {name: _checkpoint(trial) for name, trial in best.items()}
@@ -57,11 +56,11 @@ def measure_spectra(results: Results, images: Sequence[str]) -> tuple[Section, M
     measured = []
     for name, file in found.items():
         inputs = batches(photographs, _image_size(file.parent))
-        measured.append(replace(spectra(subject(str(file)), inputs), label=name))
+        measured.append(replace(spectra(load_model(str(file)), inputs), label=name))
     title = f"Relative log amplitude of block outputs, {len(photographs)} images"
-    data = drawing.data(measured, radial=False, title=title)
+    drawn = spectrum_figure(measured, title)
     with tempfile.TemporaryDirectory() as folder:
-        made = figures.save(Path(folder), "spectrum", data)
+        made = figures.save(Path(folder), "spectrum", drawn)
         files = {f"analysis/{path.name}": path.read_bytes() for path in made}
     figure = Figure(
         _STEM,
@@ -108,12 +107,12 @@ def _image_size(run: Path) -> int:
 
 
 def _table(measured: Sequence[ModelSpectrum]) -> Table:
-    stages = sorted({one.tap.stage for model in measured for one in model.drawn()})
+    stages = sorted({one.stage for model in measured for one in model.drawn()})
     rows = []
     for model in measured:
         row = [model.label]
         for stage in stages:
-            curves = [one.relative for one in model.drawn() if one.tap.stage == stage]
+            curves = [one.relative for one in model.drawn() if one.stage == stage]
             # A map of one pixel has no frequency but 0.
             ends = [curve[-1] for curve in curves if len(curve) > 1]
             row.append(fmt.number(float(np.mean(ends)), 2) if ends else fmt.NONE)

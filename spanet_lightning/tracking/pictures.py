@@ -420,7 +420,7 @@ class SpectrumPicture(Callback):
     As `spanet analyze spectrum` does, of the first images of the first validation batch, as the
     network gets them: the same ones each time, so that the figures of two epochs compare. It costs
     one more pass of those images through the backbone, and touches neither weights nor random
-    numbers. The figure's data is recorded too, for `spanet analyze redraw`.
+    numbers. The figure's data is recorded too: `analysis.figures.load`.
 
     Args:
         every: Epochs between pictures. The last epoch has one too.
@@ -442,15 +442,13 @@ class SpectrumPicture(Callback):
         """Refuse what can't be drawn before hours are spent on training.
 
         Raises:
-            ConfigError: If matplotlib is missing, or the model has no blocks.
+            ConfigError: If the model has no blocks.
         """
-        from spanet_lightning.analysis.figures import require_matplotlib
-        from spanet_lightning.analysis.taps import find_taps
+        from spanet_lightning.analysis.layers import find_blocks
 
         backbone = _backbone(pl_module)
         if stage == "fit" and backbone is not None:
-            require_matplotlib()
-            find_taps(backbone)
+            find_blocks(backbone)
 
     def on_validation_batch_end(
         self,
@@ -475,21 +473,20 @@ class SpectrumPicture(Callback):
         if images is None or backbone is None or not loggers or not has_whole_tensors(trainer):
             return
         from spanet_lightning.analysis import figures
-        from spanet_lightning.analysis.figures import spectrum as drawing
-        from spanet_lightning.analysis.models import Subject
-        from spanet_lightning.analysis.spectrum import spectra
+        from spanet_lightning.analysis.models import LoadedModel
+        from spanet_lightning.analysis.spectrum import spectra, spectrum_figure
 
         # The images are normalised already.
         moment = f"epoch {trainer.current_epoch + 1}"
-        subject = Subject(moment, backbone, (0.0,), (1.0,), None, 1.0, trained=True)
+        model = LoadedModel(moment, backbone, (0.0,), (1.0,), trained=True)
         with trainer.precision_plugin.forward_context():
-            found = spectra(subject, [images])
+            found = spectra(model, [images])
         title = f"Relative log amplitude of the outputs of blocks, {len(images)} images"
-        data = drawing.data([found], radial=False, title=title)
-        log_image(trainer, figures.picture(data), "feature spectra")
+        figure = spectrum_figure([found], title)
+        log_image(trainer, figures.picture(figure), "feature spectra")
         with tempfile.TemporaryDirectory() as folder:
             name = f"epoch-{trainer.current_epoch + 1:04d}.npz"
-            file = figures.save_data(Path(folder) / name, data)
+            file = figures.save_data(Path(folder) / name, figure)
             for logger in loggers:
                 logger.log_artifact(file, f"{ANALYSES}/spectrum")
 
