@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,10 @@ def run(args: Sequence[str], show_results: bool = True) -> Experiment:
             print("\n".join(word for word in complete(words) if word.startswith(words[-1])))
         raise SystemExit(0)
     arguments = Arguments.parse(args)
-    with broken.named():
-        from spanet_lightning.cli.experiment import Experiment
-
+    gc.disable()  # what torch and lightning create as they are imported stays: a second less
+    try:
+        with broken.named():
+            from spanet_lightning.cli.experiment import Experiment
+    finally:
+        gc.enable()
     return Experiment(arguments, show_results)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from spanet_lightning import __version__
-from spanet_lightning.cli import config_files, help_texts
+from spanet_lightning.cli import config_files
 from spanet_lightning.cli.check import Check
 from spanet_lightning.cli.config_files import Tree
 from spanet_lightning.cli.options import COMMANDS, DEFAULT_LOGGER, LINKED, schema
@@ -51,7 +52,7 @@ class Arguments(list[str]):
         if parsed.command == "--version":
             _print(f"lightning (spanet-lightning {__version__})")
         if parsed.command in ("-h", "--help"):
-            _print(help_texts.overview())
+            _print(_help().overview())
         if parsed.command not in COMMANDS:
             later = [name for name in rest if name in COMMANDS]
             if parsed.command.startswith("-") and later:
@@ -62,9 +63,9 @@ class Arguments(list[str]):
         options = list(config_files.options(rest))
         for name, text in options:
             if name in ("-h", "--help"):
-                _print(help_texts.command(parsed.command))
+                _print(_help().command(parsed.command))
             if name.endswith(".help"):
-                _print(help_texts.key(parsed.command, name[2:].removesuffix(".help"), text))
+                _print(_help().key(parsed.command, name[2:].removesuffix(".help"), text))
             if name == "--print_config":
                 parsed.printed = text or ""
         given = (schema(parsed.command), LINKED, {"trainer.logger": DEFAULT_LOGGER})
@@ -85,6 +86,12 @@ class Arguments(list[str]):
             stream = sys.stdout if parsed.printed is None else sys.stderr
             stream.write(f"note: {note}\n")
         return parsed
+
+
+def _help() -> ModuleType:
+    from spanet_lightning.cli import help_texts
+
+    return help_texts
 
 
 def _print(text: str) -> None:

@@ -14,7 +14,6 @@ from spanet_lightning.backbones.official import knob
 from spanet_lightning.cli import resume
 from spanet_lightning.data.info import check_same, info_of, stored_info
 from spanet_lightning.errors import CheckpointError, did_you_mean
-from spanet_lightning.heads.base import rename_first_version
 
 
 def check(path: str | Path, model: nn.Module, root: str | Path = "runs", data: Any = None) -> None:
@@ -73,6 +72,8 @@ def _instead(file: Path) -> str:
 
 def _compare(path: str, state: Mapping[str, Any], model: nn.Module) -> None:
     """Refuse a checkpoint whose tensors are not the model's, naming what made them differ."""
+    from spanet_lightning.heads.base import rename_first_version
+
     saved, wanted = rename_first_version(model, state["state_dict"]), model.state_dict()
     made_by = (state.get("hyper_parameters") or {}).get("backbone")
     made_by = made_by if isinstance(made_by, Mapping) else {}

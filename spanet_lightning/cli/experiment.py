@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,8 +40,6 @@ from spanet_lightning.cli import (
 from spanet_lightning.cli.command_line import CommandLine
 from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.cli.options import RUNS
-from spanet_lightning.cli.overlays import Overlays
-from spanet_lightning.cli.predictions import PredictionWriter
 from spanet_lightning.cost import ModelCost, model_cost
 from spanet_lightning.data.info import check_channels
 from spanet_lightning.data.manifest import identify
@@ -48,7 +47,7 @@ from spanet_lightning.errors import ConfigError, SpanetError, invalid
 from spanet_lightning.exit import users_error
 from spanet_lightning.launcher import lightning_command
 from spanet_lightning.run_dir import check_name
-from spanet_lightning.tasks import DetectionTask, SegmentationTask, Task, sharding
+from spanet_lightning.tasks import Task, sharding
 from spanet_lightning.tracking import provenance
 from spanet_lightning.tracking.provenance import Provenance
 
@@ -213,17 +212,23 @@ class Experiment(CommandLine):
         writes = self.subcommand == "predict" and not any(
             isinstance(callback, BasePredictionWriter) for callback in given
         )
-        writer = PredictionWriter(record.folder) if writes else None
+        writer = None
+        if writes:
+            from spanet_lightning.cli.predictions import PredictionWriter
+
+            writer = PredictionWriter(record.folder)
         found: list[Callback] = [] if writer is None else [writer]
         pictures = self._get(self.config_init, "num_visualizations")
         if pictures < 0:
             raise invalid("num_visualizations", pictures, "at least 0")
-        if pictures:
-            found.append(Overlays(pictures, record, writer))
-        elif self.subcommand == "fit" and isinstance(self.model, DetectionTask | SegmentationTask):
-            every = self._get(self.config_init, "tracking").log_images_every_n_epochs
-            if every and tracked_by_mlflow:
-                found.append(Overlays(_OVERLAYS, record, every=every))
+        every = self._get(self.config_init, "tracking").log_images_every_n_epochs
+        module = sys.modules.get("spanet_lightning.tasks.dense")  # a classifier imports none
+        dense = module is not None and isinstance(self.model, module.DenseTask)
+        if pictures or (self.subcommand == "fit" and dense and every and tracked_by_mlflow):
+            from spanet_lightning.cli.overlays import Overlays
+
+            shown = Overlays(pictures, record, writer) if pictures else None
+            found.append(shown or Overlays(_OVERLAYS, record, every=every))
         return found
 
     def _record(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule
 
-from spanet_lightning.tasks import ClassificationTask, DetectionTask, SegmentationTask
-from spanet_lightning.tasks.metrics import COCO_NUMBERS
+from spanet_lightning.tasks.classification import ClassificationTask
 
 _SEGMENTATION = ("miou", "mean_accuracy", "pixel_accuracy")
 
@@ -44,6 +43,9 @@ def logged(model: LightningModule) -> Logged | None:
         own = [str(name) for name in (*model.val_metrics.keys(), *model.test_metrics.keys())]
         train = ["train/loss", *(["train/top1"] if model.mixup is None else [])]
         return Logged((*own, *train))
+    from spanet_lightning.tasks import DetectionTask, SegmentationTask
+    from spanet_lightning.tasks.metrics import COCO_NUMBERS
+
     if type(model) is SegmentationTask:
         return _dense(_SEGMENTATION, ("iou",) if model.per_class else ())
     if type(model) is DetectionTask:
