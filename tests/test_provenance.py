@@ -85,11 +85,12 @@ def test_costs_and_gradients_are_metrics_with_their_units(recorded: Recorded):  
     assert steps == [1, 3, 5]
 
 
-def test_the_best_value_is_that_of_the_best_epoch(recorded: Recorded):  # noqa: F811
+def test_the_best_value_is_a_tag_and_no_chart_of_a_few_dots(recorded: Recorded):  # noqa: F811
     losses = recorded.store.history(recorded.run, "val/loss")
-    best = recorded.store.history(recorded.run, "val/loss_best")
-    lowest = min(value for _, value in losses)
-    assert best[-1] == next((step, value) for step, value in losses if value == lowest)
+    values = [value for _, value in losses]
+    assert recorded.run.tags["best.val/loss"] == f"{min(values):.6g}"
+    assert recorded.run.tags["best.epoch"] == str(values.index(min(values)) + 1)
+    assert not any("best" in name for name in recorded.run.metrics)
 
 
 def test_the_norm_is_that_of_all_gradients(monkeypatch: pytest.MonkeyPatch):

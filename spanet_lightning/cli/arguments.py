@@ -15,6 +15,7 @@ from spanet_lightning.cli.config_files import Tree
 from spanet_lightning.cli.options import COMMANDS, DEFAULT_LOGGER, LINKED, schema
 from spanet_lightning.errors import ConfigError, invalid_choice
 from spanet_lightning.exit import closed_pipe_allowed
+from spanet_lightning.run_dir import check_name
 
 
 class Arguments(list[str]):
@@ -66,6 +67,8 @@ class Arguments(list[str]):
                 _print(_help().command(parsed.command))
             if name.endswith(".help"):
                 _print(_help().key(parsed.command, name[2:].removesuffix(".help"), text))
+            if name == "--name" and text:
+                check_name(text)  # as typed: YAML folds a newline into a space
             if name == "--print_config":
                 parsed.printed = text or ""
         given = (schema(parsed.command), LINKED, {"trainer.logger": DEFAULT_LOGGER})

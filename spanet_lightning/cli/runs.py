@@ -238,9 +238,9 @@ def _columns(asked: str | None, runs: Sequence[RunView]) -> list[str]:
         return columns
     names = {name for one in runs for name in one.metrics}
     tested = sorted(name for name in names if name.startswith("test/"))
-    best = sorted(name for name in names if name.endswith("_best"))
+    best = sorted({tag for one in runs for tag in one.tags if tag.startswith("best.val/")})
     validated = sorted(name for name in names if name.startswith("val/"))
-    return [*best, *tested, *(name for name in validated if name not in best)][:_MOST_METRICS]
+    return [*best, *tested, *validated][:_MOST_METRICS]
 
 
 def _tells(tag: str, runs: Sequence[RunView]) -> bool:

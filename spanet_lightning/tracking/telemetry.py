@@ -7,7 +7,9 @@
 | `memory/peak_rss_mb` | MB (10⁶ bytes) the first process held resident at most | each epoch |
 | `memory/peak_cuda_mb` | MB of tensors on its accelerator at most | each epoch |
 | `optim/grad_norm` | L2 norm of all gradients before clipping | every `log_every_n_steps` |
-| `<monitor>_best` | best value so far of `checkpoint.monitor`, at its step | when it improves |
+
+The best value of `checkpoint.monitor` is a tag, `best.MONITOR`, beside `best.epoch`: as a metric
+its chart would be a few dots, in front of those over epochs.
 
 With `tracking.system_metrics`: `system/cpu_percent` (100 is one core of this process),
 `system/load_average`, `system/memory_available_mb`, `system/gpu_percent`.
@@ -15,20 +17,20 @@ With `tracking.system_metrics`: `system/cpu_percent` (100 is one core of this pr
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
 from torch.optim import Optimizer
+
+from spanet_lightning.callbacks.model_checkpoint import ModelCheckpoint
+from spanet_lightning.tracking.logger import MLflowLogger
 
 MEASURED = ("time/", "memory/", "system/", "train_seconds")
 """What the names of metrics begin with that no two runs share, however alike they are."""
@@ -48,7 +50,7 @@ class Telemetry(Callback):
         self.grad_norm = grad_norm
         self.system = system
         self._epoch_started = 0.0
-        self._best = math.nan
+        self._best: dict[str, float] = {}
         self._cpu = (0.0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,7 +86,6 @@ class Telemetry(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the epoch took; validation has come before."""
-        found = trainer.callback_metrics  # read in all processes: they compute metrics together
         if not trainer.is_global_zero:
             return
         metrics = {
@@ -99,21 +100,27 @@ class Telemetry(Callback):
             metrics["memory/peak_cuda_mb"] = most / 1e6
         # The step that Lightning logs the epoch's metrics at.
         _log(trainer, metrics, max(trainer.global_step - 1, 0))
-        self._log_best(trainer, found)
+        self._tag_best(trainer)
 
-    def _log_best(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tag the best value, which the last epoch's checkpoint may have changed."""
+        if trainer.is_global_zero:
+            self._tag_best(trainer)
+
+    def _tag_best(self, trainer: Trainer) -> None:
         saver = trainer.checkpoint_callback
-        if not isinstance(saver, ModelCheckpoint) or saver.monitor is None:
+        if not isinstance(saver, ModelCheckpoint) or saver.best_metrics == self._best:
             return
-        value = metrics.get(saver.monitor)
-        if value is None or not math.isfinite(float(value)):
-            return
-        found = float(value)
-        lower = saver.mode == "min"
-        if math.isnan(self._best) or (found < self._best if lower else found > self._best):
-            self._best = found
-            step = max(trainer.global_step - 1, 0)
-            _log(trainer, {f"{saver.monitor}_best": found}, step)
+        self._best = dict(saver.best_metrics)
+        best = self._best.get(str(saver.monitor))
+        if best is not None:
+            tags = {
+                f"best.{saver.monitor}": f"{best:.6g}",
+                "best.epoch": f"{self._best.get('epoch', trainer.current_epoch) + 1:.0f}",
+            }
+            for logger in trainer.loggers:
+                if isinstance(logger, MLflowLogger):
+                    logger.set_tags(tags)
 
     def _load(self, device: torch.device) -> dict[str, float]:
         """Return how busy the machine is, since the last look."""
@@ -132,14 +139,6 @@ class Telemetry(Callback):
             with suppress(ModuleNotFoundError, RuntimeError):
                 metrics["system/gpu_percent"] = float(torch.cuda.utilization(device))
         return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best value, which a resumed run goes on from."""
-        return {"best": self._best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best value of the run that is resumed."""
-        self._best = float(state_dict["best"])
 
 
 def has_whole_tensors(trainer: Trainer) -> bool:
