@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer, seed_everything
 
 from spanet_lightning import ClassificationTask, DigitsDataModule, SPANetV2
-from spanet_lightning.tasks.share import Share, place
+from spanet_lightning.tasks.resume import Batch, position
 from tests.test_resume import STEPWISE, Kill, KilledError
 
 ONCE_MORE = "trained on once more"
@@ -84,17 +84,17 @@ def test_goes_on_with_the_next_image(
 @pytest.mark.parametrize(
     ("count", "then", "now", "expected"),
     [
-        (6, (8, 4), Share(8, 1), (6, True)),
-        (6, (8, 4), Share(16, 2), (3, True)),
-        (6, (8, 4), Share(32, 1), (1, False)),  # the update after four
-        (8, (8, 4), Share(32, 1), (2, True)),
-        (3, (8, 1), Share(10, 1), (2, False)),  # 24 images are no batches of 10: four come again
-        (6, None, Share(32, 1), (6, True)),  # a checkpoint of before it was written down
+        (6, (8, 4), Batch(8, 1), (6, True)),
+        (6, (8, 4), Batch(16, 2), (3, True)),
+        (6, (8, 4), Batch(32, 1), (1, False)),  # the update after four
+        (8, (8, 4), Batch(32, 1), (2, True)),
+        (3, (8, 1), Batch(10, 1), (2, False)),  # 24 images are no batches of 10: four come again
+        (6, None, Batch(32, 1), (6, True)),  # a checkpoint of before it was written down
         (6, (8, 4), None, (6, True)),  # data of somebody's own
     ],
 )
-def test_place(
-    count: int, then: tuple[int, int] | None, now: Share | None, expected: tuple[int, bool]
+def test_position(
+    count: int, then: tuple[int, int] | None, now: Batch | None, expected: tuple[int, bool]
 ) -> None:
-    noted = None if then is None else Share(*then)._asdict()
-    assert place(count, noted, now) == expected
+    noted = None if then is None else Batch(*then)._asdict()
+    assert position(count, noted, now) == expected

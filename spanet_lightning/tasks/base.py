@@ -23,7 +23,7 @@ from spanet_lightning.data.draws import entropy
 from spanet_lightning.data.info import KEY, check_same, info_of, stored_info
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.keywords import CheckedKeywords
-from spanet_lightning.tasks import restart, share
+from spanet_lightning.tasks import resume
 from spanet_lightning.tasks.loading import safely
 from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 
@@ -45,7 +45,7 @@ class Task(LightningModule, CheckedKeywords):
         self.schedule_config = schedule
         self._means: dict[str, Metric] = {}
         self._validating = self._validated = self._drew_seed = False
-        self._restart: restart.Restart | None = None
+        self._restart: resume.Restart | None = None
 
     def _remember_arguments(self, backbone: object) -> None:
         """Store what a checkpoint needs to rebuild the task.
@@ -154,6 +154,14 @@ class Task(LightningModule, CheckedKeywords):
         if self._drew_seed:
             os.environ.pop(SEED_VARIABLE, None)
             self._drew_seed = False
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a trainer has the task."""
+        try:
+            return self.trainer is not None
+        except RuntimeError:  # Lightning's, for a module on its own
+            return False
 
     def trained(self) -> nn.Module:
         """Return the module whose parameters are optimized; its names decide on weight decay."""
@@ -280,7 +288,7 @@ class Task(LightningModule, CheckedKeywords):
         self._validating, self._validated = False, True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what an exact restart needs; see `restart`."""
+        """Add what an exact restart needs; see `resume`."""
         if self._validating and "current_model_state" in checkpoint:
             # Lightning's average of the weights has changed places with them to be validated.
             weights = checkpoint["state_dict"]
@@ -289,7 +297,7 @@ class Task(LightningModule, CheckedKeywords):
         data = info_of(getattr(self.trainer, "datamodule", None))
         if data is not None:
             checkpoint[KEY] = data.to_dict()
-        checkpoint[restart.KEY] = restart.record(self, self._validated)
+        checkpoint[resume.KEY] = resume.record(self, self._validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Prepare the exact restart of a run; weights alone need none.
@@ -297,14 +305,14 @@ class Task(LightningModule, CheckedKeywords):
         Raises:
             DataError: If the data names other classes than those that it was trained on.
         """
-        if self._trainer is not None:
+        if self.is_attached:
             stored = stored_info(checkpoint)
             current = info_of(getattr(self.trainer, "datamodule", None))
             if stored is not None and current is not None:
                 check_same(stored, current)
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            restart.go_on_with_seed(checkpoint)
-            self._restart = restart.prepare(checkpoint, share.of(self.trainer))
+        if self.is_attached and self.trainer.state.fn == TrainerFn.FITTING:
+            resume.restore_seed(checkpoint)
+            self._restart = resume.prepare(checkpoint, resume.batch_of(self.trainer))
 
     def on_fit_start(self) -> None:
         """Forget what another run gathered."""
@@ -313,7 +321,7 @@ class Task(LightningModule, CheckedKeywords):
     def on_train_start(self) -> None:
         """Put back what a checkpoint held beside Lightning's own."""
         if self._restart is not None:
-            restart.finish(self, self._restart)
+            resume.finish(self, self._restart)
             self._restart = None
 
 

@@ -202,7 +202,7 @@ class ClassificationTask(Task):
 
         Data modules may offer `erase(images)`; without it nothing is erased.
         """
-        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        data = getattr(self.trainer, "datamodule", None) if self.is_attached else None
         erase = getattr(data, "erase", None)
         return images if erase is None else erase(images)
 

@@ -7,6 +7,7 @@ would spare them all. It also refuses CPUs, where this can be tried out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Raises:
             ConfigError: If the trainer averages weights.
         """
-        if model._trainer is not None:
-            check(model.trainer)
+        trainer: Any = None
+        with suppress(RuntimeError):  # of a module that no trainer has
+            trainer = model.trainer
+        if trainer is not None:
+            check(trainer)
         super().connect(model)
 
         def configure_model() -> None:

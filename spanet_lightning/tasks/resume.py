@@ -1,11 +1,21 @@
-"""Going on from a checkpoint as if the run had never stopped, wherever it was written.
+"""Exact resume: a run continues from a checkpoint as if it had never stopped.
 
-Lightning 2.6 keeps counters of its loops in a checkpoint and guesses by them how far the run was.
-The guess is right for some places alone: an epoch that had ended is begun once more or left out, a
-validation that was due is left out, and what the epoch's metrics and accumulated gradients had
-gathered is lost. Here the task writes down what is missing (`record`), brings the counters into the
-two forms that Lightning goes on from exactly (`prepare`), and puts back the rest once the loaders
-are there (`finish`).
+Lightning 2.6 stores counters of its loops in a checkpoint and infers from them how far the run was.
+The inference is right at some places alone: an epoch that had ended is started again or skipped, a
+validation that was due is skipped, and what the epoch's metrics and accumulated gradients had
+gathered is lost. Here the task records what is missing (`record`), brings the counters into the two
+forms that Lightning resumes from exactly (`prepare`), and restores the rest once the loaders are
+there (`finish`). With another number of images per batch, a run continues with the image that it
+would have come to (`position`).
+
+Private parts of Lightning and torchmetrics that this depends on, hence `lightning>=2.6.6,<2.7`
+(tests/test_private_apis.py names whichever is gone):
+
+- the counters in a checkpoint: `loops.fit_loop`, its `epoch_progress`, `epoch_loop.batch_progress`,
+  `epoch_loop.val_loop.batch_progress` and `state_dict.combined_loader`;
+- `fit_loop._data_fetcher` and `epoch_loop._should_check_val_fx`: whether a validation is due;
+- `epoch_loop._batches_that_stepped`: the step that loggers get;
+- `Metric._update_count`: a metric with restored state counts as updated.
 """
 
 from __future__ import annotations
@@ -17,13 +27,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
 from spanet_lightning.data.loaders import BATCH
 from spanet_lightning.data.samplers import GroupedShuffle
-from spanet_lightning.tasks import share
 from spanet_lightning.tasks.sharding import FullyShardedStrategy, part, whole
 
 if TYPE_CHECKING:
@@ -35,20 +44,64 @@ _TO_THE_END = 2**62  # batches: more than any epoch has
 _Counters = dict[str, dict[str, int]]
 
 
+class Batch(NamedTuple):
+    """What a batch is.
+
+    Attributes:
+        images: Images per batch, over all processes.
+        accumulated: Batches per optimizer step.
+    """
+
+    images: int
+    accumulated: int
+
+
+def batch_of(trainer: Trainer) -> Batch | None:
+    """Return what a batch of a run is; None where the data does not tell its `batch_size`.
+
+    Args:
+        trainer: With the data that it trains on.
+    """
+    images = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if not isinstance(images, int) or images < 1:
+        return None
+    return Batch(images * trainer.world_size, trainer.accumulate_grad_batches)
+
+
+def position(count: int, then: Mapping[str, int] | None, now: Batch | None) -> tuple[int, bool]:
+    """Return how many batches hold the images that were trained on, and whether they do exactly.
+
+    Where they do not, the position is that of the last optimizer step: its images, or as many of
+    them as whole batches hold.
+
+    Args:
+        count: Batches of the epoch that were trained on.
+        then: What those were, as `Batch`; None of a checkpoint that does not say it.
+        now: What the batches to come are.
+    """
+    if then is None or now is None or then["images"] == now.images:
+        return count, True
+    seen = count * then["images"]
+    if seen % now.images == 0:
+        return seen // now.images, True
+    updated = count // then["accumulated"] * then["accumulated"] * then["images"]
+    return updated // now.images, False
+
+
 class Restart(NamedTuple):
     """What is to be put back once a resumed run has its loaders.
 
     Attributes:
         amid_epoch: Whether the epoch was under way: some of its batches were trained on.
         last_batch: Whether all of them were.
-        shared_anew: Whether a batch has another number of images than it had.
+        resized: Whether a batch has another number of images than it had.
         exact: Whether the batches to come begin with the next image.
         record: What the task wrote down.
     """
 
     amid_epoch: bool
     last_batch: bool
-    shared_anew: bool
+    resized: bool
     exact: bool
     record: Mapping[str, Any]
 
@@ -63,15 +116,16 @@ def record(task: Task, validated: bool) -> dict[str, Any]:
         validated: Whether a validation has ended since the last training batch.
     """
     trainer = task.trainer
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    batches = progress.current
     seed = os.environ.get("PL_GLOBAL_SEED")
     within_step = batches.ready != batches.processed
-    shared = share.of(trainer)
+    batch = batch_of(trainer)
     found: dict[str, Any] = {
         "seed": None if seed is None else int(seed),
         "validated": validated or within_step,
         "within_step": within_step,
-        "share": None if shared is None else shared._asdict(),
+        "share": None if batch is None else batch._asdict(),
         "seen": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
     }
     if _is_amid_epoch(trainer):
@@ -80,12 +134,13 @@ def record(task: Task, validated: bool) -> dict[str, Any]:
             for name, metric in sorted(task.epoch_metrics().items())
             if metric.update_count
         }
-        if trainer.fit_loop._should_accumulate() and not within_step:
+        amid_update = batches.processed % trainer.accumulate_grad_batches != 0
+        if amid_update and not progress.is_last_batch and not within_step:
             found["gradients"] = _gradients(task)
     return found
 
 
-def prepare(checkpoint: dict[str, Any], shared: share.Share | None = None) -> Restart | None:
+def prepare(checkpoint: dict[str, Any], batch: Batch | None = None) -> Restart | None:
     """Bring the counters of a checkpoint into a form from which Lightning goes on exactly.
 
     Between epochs: all that counts within an epoch is zero, and no epoch is under way. Amid an
@@ -95,7 +150,7 @@ def prepare(checkpoint: dict[str, Any], shared: share.Share | None = None) -> Re
 
     Args:
         checkpoint: As it was read. It is changed.
-        shared: What a batch is from now on; None takes it for what it was.
+        batch: What a batch is from now on; None takes it for what it was.
 
     Returns:
         What `finish` needs; None of a checkpoint without loops.
@@ -115,7 +170,7 @@ def prepare(checkpoint: dict[str, Any], shared: share.Share | None = None) -> Re
     last = bool(batches["is_last_batch"])
     done = epochs["current"]["processed"]
     then = noted.get("share")
-    count, exact = share.place(count, then, shared) if amid else (count, True)
+    count, exact = position(count, then, batch) if amid else (count, True)
     # A checkpoint without our note (of before there was one) goes by Lightning's own.
     by_counters = batches["total"]["completed"] == batches["total"]["processed"]
     if amid:
@@ -137,8 +192,8 @@ def prepare(checkpoint: dict[str, Any], shared: share.Share | None = None) -> Re
     for state in loops["state_dict"].get("combined_loader", []):
         if BATCH in state:
             state[BATCH] = (_TO_THE_END if last else count) if amid else 0
-    anew = bool(then and shared and then["images"] != shared.images)
-    return Restart(amid, last, anew, exact, noted)
+    resized = bool(then and batch and then["images"] != batch.images)
+    return Restart(amid, last, resized, exact, noted)
 
 
 def finish(task: Task, restart: Restart) -> None:
@@ -162,7 +217,7 @@ def finish(task: Task, restart: Restart) -> None:
     if noted.get("within_step"):
         rank_zero_warn(
             "The checkpoint was written amid a training step: the resumed run does that step once "
-            "more, and is not exactly the run that was broken off."
+            "more, and is not exactly the run that was interrupted."
         )
     fetcher: Any = trainer.fit_loop._data_fetcher
     if not loop._should_check_val_fx(fetcher):
@@ -173,8 +228,8 @@ def finish(task: Task, restart: Restart) -> None:
         _restore(metric, saved, trainer.is_global_zero)
         if restart.last_batch:  # no step will log it any more
             task.log_epoch_metric(name, metric)
-    if restart.shared_anew:
-        _warn_of_share(trainer, restart.exact)
+    if restart.resized:
+        _warn_of_batch(trainer, restart.exact)
     gradients = noted.get("gradients", {})
     for name, parameter in task.named_parameters():
         if name in gradients:
@@ -183,8 +238,8 @@ def finish(task: Task, restart: Restart) -> None:
         _warn_of_streams(trainer)
 
 
-def go_on_with_seed(checkpoint: Mapping[str, Any]) -> None:
-    """Take the seed of the run that is resumed: order and augmentation of the epoch are by it."""
+def restore_seed(checkpoint: Mapping[str, Any]) -> None:
+    """Take the seed of the run that is resumed, which order and augmentation of the epoch use."""
     seed = checkpoint.get(KEY, {}).get("seed")
     given = os.environ.get("PL_GLOBAL_SEED")
     if seed is None or given == str(seed):
@@ -219,8 +274,8 @@ def _state(metric: Metric) -> dict[str, Tensor]:
 
 def _restore(metric: Metric, saved: Mapping[str, Tensor], holds_it: bool) -> None:
     """Give the state to the first process: it is of all, and adds up to itself."""
+    metric.reset()
     metric._update_count = 1  # torchmetrics warns of a metric that nothing was added to
-    metric._computed = None
     for name, value in saved.items():
         # The others begin with a zero of the same type: a double of one, a float of another can't
         # be gathered.
@@ -250,27 +305,29 @@ def _gradients(task: Task) -> dict[str, Tensor]:
     return {name: gradient.cpu().clone() for name, gradient in found.items()}
 
 
-def _warn_of_share(trainer: Trainer, exact: bool) -> None:
-    loader: Any = trainer.fit_loop._combined_loader
-    if any(isinstance(getattr(one, "sampler", None), GroupedShuffle) for one in loader.flattened):
+def _loaders(trainer: Trainer) -> list[Any]:
+    return CombinedLoader(trainer.train_dataloader).flattened
+
+
+def _warn_of_batch(trainer: Trainer, exact: bool) -> None:
+    if any(isinstance(getattr(one, "sampler", None), GroupedShuffle) for one in _loaders(trainer)):
         rank_zero_warn(
-            "The run goes on amid an epoch with another number of images in a batch. Batches of "
+            "The run resumes amid an epoch with another number of images in a batch. Batches of "
             "one aspect ratio are then other ones: in the rest of this epoch some images come a "
             "second time, and some not at all."
         )
     elif not exact:
         rank_zero_warn(
-            "The run goes on amid an epoch with batches that do not begin with the next image: "
+            "The run resumes amid an epoch with batches that do not begin with the next image: "
             "those since the last update of the weights, or since the last whole batch, are "
             "trained on once more."
         )
 
 
 def _warn_of_streams(trainer: Trainer) -> None:
-    loader: Any = trainer.fit_loop._combined_loader
-    if not all(hasattr(one, "load_state_dict") for one in loader.flattened):
+    if not all(hasattr(one, "load_state_dict") for one in _loaders(trainer)):
         rank_zero_warn(
-            "The run goes on amid an epoch, but its training data can't: a stream, or a loader of "
+            "The run resumes amid an epoch, but its training data can't: a stream, or a loader of "
             "your own without state_dict and load_state_dict. The rest of this epoch begins with "
             "its first images once more; checkpoints between epochs resume exactly."
         )
