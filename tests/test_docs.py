@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 import statistics
 from pathlib import Path
 
 import pytest
+
+from spanet_lightning.cli import app
+from spanet_lightning.cli.arguments import Arguments
 
 ROOT = Path(__file__).parent.parent
 PLACES = sorted(
@@ -69,3 +73,26 @@ def test_the_costs_of_heads_in_the_docs_are_those_of_the_record():
         cells = cells[:3] if row["mode"] == "eval" else cells[3:]
         assert cells[0] == f"{row['images_per_second']:.2f}"
         assert cells[2] == f"{row['memory']['peak'] / 1e6:,.0f}"
+
+
+def test_readme_renders_without_the_checkout():
+    """PyPI shows README alone: a relative link or image leads nowhere there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all("://" in target for target in re.findall(r"\]\(([^)]+)\)", text))
+    pages = re.findall(r"`(docs/[\w-]+\.md)`", text)
+    assert pages
+    assert all((ROOT / page).is_file() for page in pages)
+    assert len(text.split()) <= 1200
+
+
+def test_commands_in_readme_are_accepted():
+    """Options and packaged names exist; nothing is run."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for line in "".join(blocks).splitlines():
+        program, name, *rest = shlex.split(line, comments=True)
+        if program == "lightning" and "FILE" not in rest:
+            args = [item.replace("PATH", "data") for item in rest]
+            assert Arguments.parse([name, *args]).config["model"]
+        if program == "spanet":
+            assert name in app.COMMANDS

@@ -1,4 +1,4 @@
-"""The `spanet` command: what there is around training.
+"""The `spanet` command: everything but training.
 
 A subcommand is a module with `add_arguments(parser)` and `run(args)`, listed once in `COMMANDS`. It
 is imported only when it is called, so that none pays for what another needs.
@@ -34,20 +34,20 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "models": Command("models", "list the variants: parameters, MACs, published figures"),
-    "convert": Command("convert", "turn an official checkpoint into safetensors"),
-    "export": Command("export", "write a classifier as ONNX, safetensors or MLflow model, checked"),
+    "convert": Command("convert", "convert an official checkpoint to safetensors"),
+    "export": Command("export", "export a classifier to ONNX, safetensors or MLflow"),
     "bench": Command("bench", "measure time and memory: models, mixers, heads, trials"),
-    "data": Command("data", "check a data set: all of its faults at once, each with its file"),
-    "init": Command("init", "look at a folder of images and write a configuration for it"),
-    "sweep": Command("sweep", "run ablations and searches: studies that a YAML defines"),
+    "data": Command("data", "check a data set: all faults at once, each with its file"),
+    "init": Command("init", "recognise the layout of a data set and write a configuration"),
+    "sweep": Command("sweep", "run ablations and searches, each defined by a YAML file"),
     "configs": Command("configs", "list, show or copy the packaged configurations and studies"),
-    "runs": Command("runs", "list, compare and repeat runs that MLflow holds"),
-    "ui": Command("ui", "the dashboards: MLflow, and Optuna with --optuna"),
-    "report": Command("report", "what came out of a study: tables, figures, statistics"),
-    "track": Command("track", "what was logged while the tracker was away: list it, send it"),
-    "analyze": Command("analyze", "see what a model does to frequencies: spectra, filters, biases"),
-    "doctor": Command("doctor", "look whether this machine can train, and try one batch"),
-    "completion": Command("completion", "tab completion for bash and zsh"),
+    "runs": Command("runs", "list, compare and repeat recorded runs"),
+    "ui": Command("ui", "open the dashboards: MLflow, and Optuna with --optuna"),
+    "report": Command("report", "report a study: tables, figures, statistics"),
+    "track": Command("track", "list and send what the tracking server has not received yet"),
+    "analyze": Command("analyze", "analyse frequencies: spectra, filters, biases"),
+    "doctor": Command("doctor", "check whether this machine can train, and try one batch"),
+    "completion": Command("completion", "print tab completion for bash or zsh"),
     "demo": Command("demo", "train and test a small model on embedded images, in minutes"),
 }
 

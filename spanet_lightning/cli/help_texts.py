@@ -197,7 +197,7 @@ def _parser(description: str, usage: str = argparse.SUPPRESS) -> argparse.Argume
 def _add(to: argparse._ActionsContainer, parameters: Mapping[str, Parameter]) -> None:
     for name, parameter in parameters.items():
         default, kind = parameter.default, _kind(parameter.hint)
-        kind = kind if len(kind) < 45 else f"{kind[:44]}…"
+        kind = kind if len(kind) < 42 else f"{kind[:41]}…"
         if default and default != "None" and not re.search(r"[(_]", default):
             kind += f" (default: {default.strip(chr(39))})"
         elif default is None and name.count(".") > 1:
