@@ -118,6 +118,34 @@ def test_events_that_mlflow_refuses_hold_up_no_others(database):
     assert (run.data.params, run.data.tags["t"]) == ({"x": "1", "y": "3"}, "u")
 
 
+def test_record_of_the_first_version_is_sent_from_where_it_stopped(database):
+    """`tracking/spool.jsonl`, of which MLflow has the start of the run and one point."""
+    old = Path("runs/old/tracking")
+    (old / "payload/3").mkdir(parents=True)
+    (old / "payload/3/config.yaml").write_text("a: 1\n")
+    run = tracking.connect(database).create_run("0", run_name="old")
+    records = [
+        {"op": "run", "uri": database, "uid": "u", "experiment": "Default", "tags": {}},
+        {"op": "metrics", "step": 0, "metrics": {"loss": 1.0, "nan": "nan"}},
+        {"op": "metrics", "step": 1, "metrics": {"loss": 0.5, "nan": "nan"}},
+        {"op": "artifact", "folder": "", "payload": "payload/3/config.yaml"},
+        {"op": "end", "status": "FINISHED"},
+    ]
+    lines = [json.dumps({"n": n, "t": 1000 + n, **r}) + "\n" for n, r in enumerate(records)]
+    (old / "spool.jsonl").write_text("".join(lines))
+    sent = {"offset": len(lines[0]), "run_id": run.info.run_id, "state": "away", "error": ""}
+    (old / "sent.json").write_text(json.dumps(sent))
+    (log,) = find_logs([Path("runs")])
+    assert status(log).pending == 4
+    assert sync(log).state == "sent"
+    assert status(log).run_id == run.info.run_id
+    found = stored(log, 2)
+    assert found.info.status == "FINISHED"
+    artifacts = tracking.connect(database).list_artifacts(run.info.run_id)
+    assert [one.path for one in artifacts] == ["config.yaml"]
+    assert find_logs([Path("runs")]) == [log]
+
+
 def test_status_and_sync_of_everything_below_a_folder(database, capsys):
     log = write(database, *points(4))
     app.run(["track"])

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from spanet_lightning import app
+from spanet_lightning.cli import ui
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.tracking import addresses, serve
+from spanet_lightning.tracking import addresses
 from tests.helpers import refused
 
 
@@ -109,11 +110,10 @@ def test_loopback_is_told_from_the_rest(host: str, mine: bool):
 
 def test_a_server_that_ends_says_why():
     code = "print('noise'); raise SystemExit('no such table')"
-    server = serve.Server("it", [sys.executable, "-c", code], "http://127.0.0.1:9")
-    server.process.wait()
-    with pytest.raises(ConfigError, match="it ended at once: no such table"):
-        serve.wait_until_ready([server], [])
-    server.stop()
+    with ui.Server("it", [sys.executable, "-c", code], "http://127.0.0.1:9") as server:
+        server.process.wait()
+        with pytest.raises(ConfigError, match="it ended: no such table"):
+            server.wait_until_ready()
 
 
 def alive(pid: int) -> bool:
@@ -122,56 +122,39 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
-def test_what_a_server_started_ends_with_it():
-    sleep = (
-        "import time, os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    )
-    # The child ignores SIGTERM, and its parent ends before it.
-    code = (
-        f"import subprocess, sys, time; c = subprocess.Popen([sys.executable, '-c', {sleep!r}]); "
-        "print(c.pid, flush=True); time.sleep(600)"
-    )
-    server = serve.Server("it", [sys.executable, "-c", code], "http://127.0.0.1:9")
-    child = 0
-    for _ in range(600):
-        server.log.seek(0)
-        text = server.log.read().decode().strip()
-        if text:
-            child = int(text)
-            break
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL])
+def test_servers_end_with_a_command_that_is_killed(ends: signal.Signals):
+    """And so does what a server has started."""
+    server = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+    code = f"""
+import sys, time
+from spanet_lightning.cli import ui
+command = [sys.executable, "-c", {server!r}]
+with ui._signals_as_interrupt(), ui.Server("it", command, "http://127.0.0.1:9") as server:
+    while not server.log.seek(0) and not (text := server.log.read().decode()):
         time.sleep(0.05)
-    assert alive(child)
-    server.stop()
-    assert server.process.returncode is not None
-    for _ in range(200):
-        if not alive(child):
-            break
-        time.sleep(0.05)
-    assert not alive(child)
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
-def test_servers_end_with_a_command_that_is_killed():
-    server = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    code = (
-        "import sys, time; from spanet_lightning.tracking.serve import Server; "
-        f"s = Server('it', [sys.executable, '-c', {server!r}], 'http://127.0.0.1:9')\n"
-        "while not s.log.seek(0) and not s.log.read(): time.sleep(0.05)\n"
-        "s.log.seek(0); print(s.log.read().decode(), flush=True); time.sleep(600)"
-    )
-    root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root}
+    print(text, flush=True)
+    time.sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", code]
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
-    ) as ui:
-        pid = int(ui.stdout.readline())
-        assert alive(pid)
-        ui.kill()
-    for _ in range(400):
-        if not alive(pid):
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(map(alive, pids))
+        process.send_signal(ends)
+    for _ in range(300):
+        if not any(map(alive, pids)):
             break
         time.sleep(0.05)
-    assert not alive(pid)
+    assert not any(map(alive, pids))
 
 
 @pytest.mark.slow

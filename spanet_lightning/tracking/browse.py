@@ -17,8 +17,8 @@ from spanet_lightning.errors import ConfigError, did_you_mean
 from spanet_lightning.tracking.addresses import (
     DEFAULT_URI,
     URI_VARIABLE,
-    absolute,
     complete,
+    sqlite_file,
     without_secret,
 )
 from spanet_lightning.tracking.client import connect
@@ -251,12 +251,6 @@ def existing(tracking_uri: str | None) -> str:
             "makes one"
         )
     return complete(uri)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite store; None for a store of another kind."""
-    path = absolute(uri).removeprefix("sqlite:///")
-    return None if path == absolute(uri) or ":" in path else Path(path)
 
 
 def differences(

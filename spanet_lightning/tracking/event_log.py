@@ -26,6 +26,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -158,6 +159,47 @@ def read(log: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
                     yield event, offset
     except OSError:
         return
+
+
+def convert_first_version(folder: Path) -> Path | None:
+    """Write the event log of a run whose record is that of the first version, where there is none.
+
+    That was `tracking/spool.jsonl`, with `kind`, `time` and `file` under other names, and
+    `tracking/sent.json`, which says how far it was sent. Both are left as they are.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The log; None where there is nothing to convert.
+    """
+    log, old = folder / NAME, folder / "tracking"
+    try:
+        if log.exists() or old.is_symlink() or (old / "spool.jsonl").is_symlink():
+            return None
+        lines = (old / "spool.jsonl").read_bytes().splitlines()
+        sent = json.loads((old / "sent.json").read_text(encoding="utf-8"))
+        offset, run_id = int(sent["offset"]), str(sent["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    progress, read_to, text = Progress(run_id=run_id), 0, b""
+    for line in lines:
+        read_to += len(line) + 1
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            event = json.loads(line)
+            event |= {"kind": event.pop("op"), "time": event.pop("t")}
+            if "payload" in event:
+                event["file"] = f"tracking/{event.pop('payload')}"
+            text += json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        if read_to <= offset:
+            progress.offset = len(text)
+    partial = log.with_name(f".{NAME}.partial")
+    partial.unlink(missing_ok=True)  # a link there would be written through
+    with partial.open("xb") as out:
+        out.write(text)
+    progress.save(log)
+    partial.replace(log)
+    return log
 
 
 def head(log: Path) -> Event | None:

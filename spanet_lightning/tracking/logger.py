@@ -347,6 +347,7 @@ class MLflowLogger(Logger):
         return log
 
     def _choose(self, folder: Path) -> Path:
+        event_log.convert_first_version(folder)
         here = (_stored(self.tracking_uri), self.experiment_name)
         path, number = folder / event_log.NAME, 1
         while (first := event_log.head(path)) is not None and (

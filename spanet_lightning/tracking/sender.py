@@ -363,7 +363,9 @@ def find_logs(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"PATH: there is no folder {path}; expected one of runs or of a run")
-        for folder, _, files in os.walk(path):
+        for folder, folders, files in os.walk(path):
+            if "tracking" in folders and event_log.convert_first_version(Path(folder)):
+                files.append(event_log.NAME)
             for name in sorted(files):
                 log = Path(folder) / name
                 if name.startswith("metrics") and name.endswith(".jsonl") and not log.is_symlink():
