@@ -127,6 +127,14 @@ def browser(session: nox.Session) -> None:
     python(session, "-m", "pytest", "-m", "slow", "tests/test_browser.py", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/, without a warning; `nox -s docs -- serve` shows it."""
+    install(session, "docs")
+    os.environ["NO_MKDOCS_2_WARNING"] = "1"  # an announcement of mkdocs-material's
+    python(session, "-m", "mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel and the source archive into dist/."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import yaml
 
 from spanet_lightning.cli import app
 from spanet_lightning.cli.arguments import Arguments
@@ -39,6 +41,28 @@ def test_every_local_link_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links {target}"
+
+
+def _pages(entry: object) -> list[str]:
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry.values() if isinstance(entry, dict) else entry
+    return [page for part in parts for page in _pages(part)]
+
+
+def test_the_navigation_of_the_site_has_every_page():
+    pages = _pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    files = [path for path in (ROOT / "docs").rglob("*.md") if path.name != "report.md"]
+    assert sorted(pages) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in files)
+
+
+def test_what_the_reference_lists_exists():
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE):
+            module, _, attribute = name.rpartition(".")
+            parent = importlib.import_module(module)
+            known = hasattr(parent, attribute) or importlib.util.find_spec(name)
+            assert known, f"{page.name} lists {name}"
 
 
 RECORDS = sorted((ROOT / "docs" / "results" / "performance").glob("*.json"))
