@@ -14,17 +14,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from spanet_lightning.sweep.definition import (
-    Ablation,
-    Arm,
-    Choice,
-    Condition,
-    Objective,
-    Range,
-    Search,
-    Study,
-)
 from spanet_lightning.sweep.records import TrialRecord
+from spanet_lightning.sweep.study import Arm, Parameter, Study
 
 BEGIN = datetime.datetime(2026, 11, 20, 9, 0, 0)
 SRF = "model.backbone.srf"
@@ -35,21 +26,26 @@ def ablation(
     seeds: Sequence[int] = range(8), arms: Sequence[Arm] | None = None, name: str = "digits-srf"
 ) -> Study:
     arms = arms or (
-        Arm("with SRF", {}, 83.4),
-        Arm("without SRF", {SRF: False}, 82.2),
-        Arm("kernels = 3+5+7, SRF = on", {KERNELS: [3, 5, 7]}, 83.5),
-        Arm("kernels = 9", {KERNELS: [9]}),
+        Arm(name="with SRF", published=83.4),
+        Arm(name="without SRF", overrides={SRF: False}, published=82.2),
+        Arm(name="kernels = 3+5+7, SRF = on", overrides={KERNELS: [3, 5, 7]}, published=83.5),
+        Arm(name="kernels = 9", overrides={KERNELS: [9]}),
     )
-    return Study(
-        name=name,
-        question="Does the learned re-scaling of spectra (SRF) pay, and for which kernels?",
-        configs=("configs/digits/spanetv2.yaml",),
-        objectives=(Objective("val/top1"),),
-        method=Ablation(arms[0].name, tuple(arms), tuple(seeds)),
-        overrides={"trainer.max_epochs": 8},
-        test="test/top1",
-        note="Published figures: arXiv:2503.23947, Table 5, Top-1 on ImageNet-1K in percent.",
-    )
+    plain = {
+        "name": name,
+        "question": "Does the learned re-scaling of spectra (SRF) pay, and for which kernels?",
+        "config": "configs/digits/spanetv2.yaml",
+        "objective": {"metric": "val/top1", "direction": "maximize"},
+        "ablation": {
+            "control": arms[0].name,
+            "arms": {arm.name: arm.model_dump() for arm in arms},
+            "seeds": list(seeds),
+        },
+        "overrides": {"trainer.max_epochs": 8},
+        "test": "test/top1",
+        "note": "Published figures: arXiv:2503.23947, Table 5, Top-1 on ImageNet-1K in percent.",
+    }
+    return Study.model_validate(plain)
 
 
 EFFECT = {"without SRF": -0.02, "kernels = 3+5+7, SRF = on": 0.004, "kernels = 9": 0.015}
@@ -58,13 +54,13 @@ MACS = {"kernels = 3+5+7, SRF = on": 1.08, "kernels = 9": 1.02}
 
 def fill_ablation(study: Study, stored: optuna.Study, *, sd: float = 0.006) -> None:
     """Store a result for each cell; arm effects as in `EFFECT`."""
-    assert isinstance(study.method, Ablation)
+    assert study.ablation is not None
     rng = np.random.default_rng(7)
     stored.set_user_attr("definition", json.dumps(study.as_dict()))
     stored.set_user_attr("run_id", "5d1c0ffee")
-    for seed in study.method.seeds:
+    for seed in study.ablation.seeds:
         of_seed = rng.normal(0, 0.012)
-        for arm in study.method.arms:
+        for arm in study.ablation.arms.values():
             value = 0.93 + of_seed + EFFECT.get(arm.name, 0.0) + rng.normal(0, sd)
             add_cell(study, stored, arm, seed, float(round(value, 4)), noise=rng)
 
@@ -108,10 +104,10 @@ def add_cell(
     )
     values = (value,) if value is not None and state == TrialState.COMPLETE else None
     params = {"arm": arm.name, "seed": seed}
-    assert isinstance(study.method, Ablation)
+    assert study.ablation is not None
     distributions: dict[str, BaseDistribution] = {
-        "arm": CategoricalDistribution([a.name for a in study.method.arms]),
-        "seed": CategoricalDistribution(list(study.method.seeds)),
+        "arm": CategoricalDistribution(list(study.ablation.arms)),
+        "seed": CategoricalDistribution(list(study.ablation.seeds)),
     }
     return store(stored, replace(record, **more), state, values, params, distributions, curve)
 
@@ -125,13 +121,12 @@ def store(
     distributions: Mapping[str, BaseDistribution],
     curve: Mapping[int, float],
 ) -> int:
-    """Store an ended trial with its fingerprints, as the engine does."""
+    """Store an ended trial as the engine does."""
     number = len(stored.get_trials(deepcopy=False))
     begin = BEGIN + datetime.timedelta(seconds=50 * number)
     # Optuna gives a pruned trial its last value.
     if state == TrialState.PRUNED and values is None and len(stored.directions) == 1:
         values = (curve[max(curve)],)
-    digest = record.digest(number, state.name, values)
     stored.add_trial(
         FrozenTrial(
             number=number,
@@ -142,50 +137,40 @@ def store(
             datetime_complete=begin + datetime.timedelta(seconds=44),
             params=dict(params),
             distributions=dict(distributions),
-            user_attrs={**record.as_attrs(), "digest": digest},
+            user_attrs=record.as_attrs(),
             system_attrs={},
             intermediate_values=dict(curve) if len(stored.directions) == 1 else {},
             trial_id=number,
         )
     )
-    stored.set_user_attr(f"ended:{number}", digest)
     return number
 
 
 def search(*, several: bool = False) -> Study:
-    objectives = [Objective("val/top1")]
+    objectives = [{"metric": "val/top1", "direction": "maximize"}]
     if several:
-        objectives.append(Objective("cost/macs", "min"))
-    return Study(
-        name="digits-v2",
-        question="Which V2 knobs matter on digits, and what do they cost?",
-        configs=("configs/digits/spanetv2.yaml",),
-        objectives=tuple(objectives),
-        method=Search(
-            space=(
-                Choice("kernels", KERNELS, {"3": [3], "3+5": [3, 5], "3+5+7": [3, 5, 7]}),
-                Range("balance", "model.backbone.balance", "float", 0.5, 0.95),
-                Range("lr", "optimizer.lr", "float", 1e-4, 1e-2, log=True),
-                Choice("srf", SRF, {"on": True, "off": False}),
-                Range(
-                    "heads",
-                    "model.backbone.num_heads",
-                    "int",
-                    1,
-                    8,
-                    when=Condition("kernels", ("3",)),
-                ),
-            ),
-            sampler="nsga2" if several else "tpe",
-            pruner="none" if several else "median",
-            trials=40,
-        ),
-        test="test/top1",
-    )
+        objectives.append({"metric": "cost/macs", "direction": "minimize"})
+    space = {
+        "kernels": {"key": KERNELS, "choices": {"3": [3], "3+5": [3, 5], "3+5+7": [3, 5, 7]}},
+        "balance": {"key": "model.backbone.balance", "float": [0.5, 0.95]},
+        "lr": {"key": "optimizer.lr", "float": [1e-4, 1e-2], "log": True},
+        "srf": {"key": SRF, "choices": {"on": True, "off": False}},
+        "heads": {"key": "model.backbone.num_heads", "int": [1, 8], "when": {"kernels": "3"}},
+    }
+    sampler = {"sampler": "nsga2"} if several else {"sampler": "tpe", "pruner": "median"}
+    plain = {
+        "name": "digits-v2",
+        "question": "Which V2 knobs matter on digits, and what do they cost?",
+        "config": "configs/digits/spanetv2.yaml",
+        "objective": objectives,
+        "search": {"space": space, "trials": 40, **sampler},
+        "test": "test/top1",
+    }
+    return Study.model_validate(plain)
 
 
 def fill_search(study: Study, stored: optuna.Study) -> None:
-    assert isinstance(study.method, Search)
+    assert study.search is not None
     rng = np.random.default_rng(11)
     stored.set_user_attr("definition", json.dumps(study.as_dict()))
     for number in range(40):
@@ -204,7 +189,7 @@ def fill_search(study: Study, stored: optuna.Study) -> None:
         curve = {e: float(value - 0.5 * math.exp(-e / 1.8)) for e in range(1, 4 if pruned else 9)}
         macs = round(4_193_000 * size * (1 + 0.01 * params.get("heads", 0)))
         record = TrialRecord(
-            overrides={p.key: chosen(p, params) for p in study.method.space if p.name in params},
+            overrides={p.key: p.value(params[p.name]) for p in _space(study) if p.name in params},
             command=("lightning", "fit", "--config", study.configs[0]),
             config_hash=f"{number:010d}",
             run_id=f"run{number:04d}",
@@ -240,6 +225,5 @@ def several_of(study: Study) -> bool:
     return len(study.objectives) > 1
 
 
-def chosen(parameter: Choice | Range, params: Mapping[str, Any]) -> Any:
-    value = params[parameter.name]
-    return parameter.values[value] if isinstance(parameter, Choice) else value
+def _space(study: Study) -> list[Parameter]:
+    return list(study.search.space.values()) if study.search else []

@@ -3,117 +3,124 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
+import os
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from spanet_lightning.sweep import run as running
-from spanet_lightning.sweep.definition import Ablation, Arm, Objective, Search, Study
-from spanet_lightning.sweep.ledger import Ledger
-from spanet_lightning.sweep.run import Outcome, Settings
-from spanet_lightning.sweep.storage import Pulse
+from spanet_lightning.sweep.store import StudyStore
+from spanet_lightning.sweep.study import Study
+from spanet_lightning.sweep.supervisor import Outcome, Settings, Supervisor
 
-FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_trial.py")))
 URL = "sqlite:///sweeps.db"
-TOP1 = (Objective("val/top1"),)
+FAKE = "tests.fake_trial"
+TOP1 = {"metric": "val/top1", "direction": "maximize"}
 # A study of the real experiment.
 STUDY = """\
-question: Does a trial go on where it was?
+question: Does a trial resume where it was?
 config: {config}
-set:
+overrides:
   trainer.max_epochs: 6
   trainer.limit_train_batches: 4
-objective: {{metric: val/top1, goal: max}}
+objective: {{metric: val/top1, direction: maximize}}
 test: test/top1
 ablation:
   seeds: [0]
   control: with SRF
   arms:
     with SRF: {{}}
-    without SRF: {{set: {{model.backbone.srf: false}}}}
+    without SRF: {{overrides: {{model.backbone.srf: false}}}}
 """
 
 
 def ablation(
-    arms: Mapping[str, Mapping[str, Any]], seeds: tuple[int, ...] = (0,), **common: Any
+    arms: Mapping[str, Mapping[str, Any]],
+    seeds: tuple[int, ...] = (0,),
+    stop_losers: bool = False,
+    **common: Any,
 ) -> Study:
     """Return an ablation of fake trials, the first arm its control."""
-    return Study(
-        name="fake",
-        question="Does the engine keep its promises?",
-        configs=("none.yaml",),
-        objectives=TOP1,
-        method=Ablation(
-            control=next(iter(arms)),
-            arms=tuple(
-                Arm(name, {f"fake.{k}": v for k, v in o.items()}) for name, o in arms.items()
-            ),
-            seeds=seeds,
-        ),
-        overrides={f"fake.{key}": value for key, value in common.items()},
-        test="test/top1",
-    )
+    given = {
+        name: {"overrides": {f"fake.{k}": v for k, v in fake.items()}}
+        for name, fake in ({**arms, "spare": {"epochs": 2}} if len(arms) < 2 else arms).items()
+    }
+    method = {"control": next(iter(arms)), "arms": given, "seeds": seeds}
+    return _study(common, ablation={**method, "stop_losers": stop_losers})
 
 
-def search(
-    space: tuple[Any, ...], objectives: tuple[Objective, ...] = TOP1, **method: Any
-) -> Study:
+def search(space: Mapping[str, Any], objective: Any = TOP1, **method: Any) -> Study:
     """Return a search of fake trials."""
-    return Study(
-        name="fake",
-        question="Does the engine keep its promises?",
-        configs=("none.yaml",),
-        objectives=objectives,
-        method=Search(space=space, **method),
-        overrides={"fake.epochs": 3},
-    )
+    fake = {"epochs": 3, **method.pop("fake", {})}
+    return _study(fake, objective=objective, search={"space": space, **method})
 
 
-def settings(**values: Any) -> Settings:
-    """Return settings of fake trials whose dead workers are noticed in seconds."""
-    defaults = {"url": URL, "runner": FAKE, "method": "fork", "pulse": Pulse(1, 4)}
-    return Settings(**{**defaults, **values})
+def _study(fake: Mapping[str, Any], **given: Any) -> Study:
+    plain = {
+        "name": "fake",
+        "question": "Does the engine keep its promises?",
+        "config": "none.yaml",
+        "objective": TOP1,
+        "test": "test/top1",
+        "overrides": {f"fake.{key}": value for key, value in fake.items()},
+    }
+    return Study.model_validate({**plain, **given})
 
 
-def run(study: Study, say: Callable[[str], None] = lambda line: None, **values: Any) -> Outcome:
-    """Create a study, or find it again, and run it."""
-    chosen = settings(**values)
-    ledger = Ledger(chosen.url, study, chosen.pulse, chosen.root)
-    ledger.create()
+def run(
+    study: Study, say: Callable[[str], None] = lambda line: None, url: str = URL, **values: Any
+) -> Outcome:
+    """Create a study, or open it, and run it."""
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[1]))  # for the server
+    given = {"entry": FAKE, "preload": FAKE, "heartbeat": 1, "grace": 4, **values}
+    settings = Settings(url=url, **given)
+    store = StudyStore(url, study, heartbeat=settings.heartbeat, grace=settings.grace).create()
     try:
-        return running.run(study, ledger, chosen, say)
+        return Supervisor(store, settings, say, {"trainer.devices": 1}).run()
     finally:
-        ledger.close()
+        store.close()
 
 
 def command(study: Study, **values: Any) -> BaseProcess:
     """Start a command in a process of its own."""
-    process = multiprocessing.get_context("fork").Process(target=run, args=(study,), kwargs=values)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_run_alone, args=(study,), kwargs=values)
     process.start()
     return process
 
 
+def _run_alone(study: Study, **values: Any) -> None:
+    # The server that the test's own process started is not this one's.
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+    run(study, **values)
+
+
+def store(study: Study, url: str = URL) -> StudyStore:
+    """Open a study."""
+    return StudyStore(url, study).attach()
+
+
 def trials(study: Study, url: str = URL) -> list[FrozenTrial]:
     """Return what the storage holds."""
-    ledger = Ledger(url, study)
-    found = ledger.attach().get_trials()
-    ledger.close()
+    opened = store(study, url)
+    found = opened.study.get_trials()
+    opened.close()
     return found
 
 
 def complete(study: Study, url: str = URL) -> list[tuple[Any, ...]]:
-    """Return the parameters of the complete trials."""
+    """Return the parameters of the complete trials, in order."""
     found = [t for t in trials(study, url) if t.state == TrialState.COMPLETE]
-    return [tuple(trial.params.values()) for trial in found]
+    return sorted(tuple(trial.params.values()) for trial in found)
 
 
 def started() -> list[list[str]]:
-    """Return what the fake trials said when they started."""
+    """Return what the fake trials wrote when they started."""
     file = Path("started.txt")
     return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 

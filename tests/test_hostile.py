@@ -23,7 +23,7 @@ from spanet_lightning.data import (
 )
 from spanet_lightning.data.listing import LINKS_VARIABLE, name_fault
 from spanet_lightning.errors import ConfigError, DataError
-from spanet_lightning.sweep.parse import read_study
+from spanet_lightning.sweep.study import read_study
 from spanet_lightning.trust import TRUSTED_VARIABLE, is_trusted
 from tests import dense_sets
 from tests.helpers import UNTRACKED, images, refused

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from spanet_lightning.errors import ConfigError
 from spanet_lightning.report.arms import arm_results
 from spanet_lightning.report.build import build_report, report_files
 from spanet_lightning.report.results import Results, load_results
-from spanet_lightning.sweep.definition import Arm, Study
+from spanet_lightning.sweep.study import Arm, Study
 from tests import sweep_studies as made
 from tests.helpers import refused
 from tests.sweep_studies import add_cell, fill_ablation, fill_search, store
@@ -29,7 +28,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def stored(study: Study, url: str | None = None) -> optuna.Study:
-    directions = ["maximize" if o.goal == "max" else "minimize" for o in study.objectives]
+    directions = [o.direction for o in study.objectives]
     return optuna.create_study(study_name=study.name, storage=url, directions=directions)
 
 
@@ -49,7 +48,8 @@ def search(*, several: bool = False) -> Results:
 
 def with_margin(margin: float) -> Study:
     study = made.ablation()
-    return replace(study, objectives=(replace(study.objectives[0], margin=margin),))
+    objective = study.objectives[0].model_copy(update={"margin": margin})
+    return study.model_copy(update={"objectives": (objective,)})
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_only_complete_trials_enter_a_mean() -> None:
     fill_ablation(study, found)
     before = [arm.quantities for arm in arm_results(load_results(found, study))]
     for state in (TrialState.PRUNED, TrialState.FAIL):
-        for arm in study.method.arms:  # type: ignore[union-attr]
+        for arm in study.ablation.arms.values():  # type: ignore[union-attr]
             add_cell(study, found, arm, 0, 1000.0, state=state, failure="error", reason="x")
     found.enqueue_trial({"arm": "with SRF", "seed": 0})
     found.ask()
@@ -95,7 +95,7 @@ def test_only_complete_trials_enter_a_mean() -> None:
 def test_an_arm_without_a_seed_is_not_compared_and_the_seed_is_named() -> None:
     study = made.ablation(range(6))
     found = stored(study)
-    for arm in study.method.arms:  # type: ignore[union-attr]
+    for arm in study.ablation.arms.values():  # type: ignore[union-attr]
         for seed in range(6):
             failed = (arm.name, seed) == ("kernels = 9", 4)
             state = TrialState.FAIL if failed else TrialState.COMPLETE
@@ -126,7 +126,7 @@ def test_two_results_of_one_cell_and_undeclared_cells_are_refused() -> None:
     study = made.ablation(range(2))
     found = stored(study)
     fill_ablation(study, found)
-    arm = study.method.arms[1]  # type: ignore[union-attr]
+    arm = list(study.ablation.arms.values())[1]  # type: ignore[union-attr]
     add_cell(study, found, arm, 1, 0.95)
     with pytest.raises(ConfigError, match=r"trials \d and 8 are both arm 'without SRF', seed 1"):
         load_results(found, study)
@@ -152,9 +152,9 @@ def test_the_verdict_says_what_is_better_worse_equivalent_and_undecided() -> Non
 def test_too_few_seeds_and_identical_arms_are_said() -> None:
     said = build_report(ablation(made.ablation(range(3)), sd=1e-5)).verdict
     assert "3 comparisons cannot reach p ≤ 0.05 with 3 seeds; at least 7 are required" in said
-    study = made.ablation(range(4), [Arm("a", {}), Arm("b", {"x": 1})])
+    study = made.ablation(range(4), [Arm(name="a"), Arm(name="b", overrides={"x": 1})])
     found = stored(study)
-    for arm in study.method.arms:  # type: ignore[union-attr]
+    for arm in study.ablation.arms.values():  # type: ignore[union-attr]
         for seed in range(4):
             add_cell(study, found, arm, seed, 0.9 + 0.01 * seed)
     said = build_report(load_results(found, study)).verdict
@@ -162,9 +162,9 @@ def test_too_few_seeds_and_identical_arms_are_said() -> None:
 
 
 def test_a_test_split_that_disagrees_is_said_and_decides_nothing() -> None:
-    study = made.ablation(range(6), [Arm("a", {}), Arm("b", {"x": 1})])
+    study = made.ablation(range(6), [Arm(name="a"), Arm(name="b", overrides={"x": 1})])
     found = stored(study)
-    for i, arm in enumerate(study.method.arms):  # type: ignore[union-attr]
+    for i, arm in enumerate(study.ablation.arms.values()):  # type: ignore[union-attr]
         for seed in range(6):
             noise = 0.01 * (-1) ** (seed + i) + 0.0001 * seed
             tested = {"test/top1": 0.9 - 0.02 * i + 0.0002 * seed * i}
@@ -257,7 +257,7 @@ def test_the_page_is_whole_and_needs_no_other_file(files: dict[str, bytes]) -> N
 
 def test_names_never_become_markup() -> None:
     name = "<script>alert(1)</script>|`*$_&#%{}\\~^"
-    study = made.ablation(range(2), (Arm("control"), Arm(name, {"a.b": name})))
+    study = made.ablation(range(2), (Arm(name="control"), Arm(name=name, overrides={"a.b": name})))
     results = ablation(study)
     files = report_files(results, build_report(results))
     page = Page()
@@ -285,7 +285,7 @@ def test_csv_and_json_hold_the_same_numbers(files: dict[str, bytes]) -> None:
 
 
 def test_a_cell_is_no_formula_of_a_spreadsheet() -> None:
-    study = made.ablation(range(2), (Arm("control"), Arm("=1+1", {})))
+    study = made.ablation(range(2), (Arm(name="control"), Arm(name="=1+1")))
     results = ablation(study)
     rows = report_files(results, build_report(results))["arms.csv"].decode()
     assert "\n'=1+1," in rows
@@ -344,25 +344,28 @@ name: digits-srf
 question: Does SRF pay off?
 note: A new note.
 config: configs/digits/spanetv2.yaml
-set: {trainer.max_epochs: 8}
-objective: {metric: val/top1, goal: max}
+overrides: {trainer.max_epochs: 8}
+objective: {metric: val/top1, direction: maximize}
 test: test/top1
 ablation:
   seeds: [0, 1]
   control: with SRF
   arms:
     with SRF: {published: 82.9}
-    without SRF: {set: {model.backbone.srf: false}}
+    without SRF: {overrides: {model.backbone.srf: false}}
 """
 
 
 def test_a_file_reports_what_was_run_with_its_data_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arms = [Arm("with SRF", {}, 83.4), Arm("without SRF", {"model.backbone.srf": False})]
+    arms = [
+        Arm(name="with SRF", published=83.4),
+        Arm(name="without SRF", overrides={"model.backbone.srf": False}),
+    ]
     study = made.ablation(range(2), arms)
     elsewhere = {**study.overrides, "data.root": "/there", "trainer.log_every_n_steps": 1}
-    study = replace(study, overrides=elsewhere)
+    study = study.model_copy(update={"overrides": elsewhere})
     fill_ablation(study, stored(study, "sqlite:///sweeps.db"))
     (tmp_path / "configs/digits").mkdir(parents=True)
     (tmp_path / "configs/digits/spanetv2.yaml").touch()
@@ -374,7 +377,10 @@ def test_a_file_reports_what_was_run_with_its_data_elsewhere(
     assert "82.9" in text
     changes = {
         "trainer.max_epochs: 8": ("trainer.max_epochs: 9", "trainer.max_epochs was 8, is 9"),
-        "goal: max}": ("goal: max, margin: 0.01}", "margin was absent, is 0.01"),
+        "direction: maximize}": (
+            "direction: maximize, margin: 0.01}",
+            "margin was absent, is 0.01",
+        ),
     }
     for old, (new, said) in changes.items():
         Path("study.yaml").write_text(FILE.replace(old, new))

@@ -11,7 +11,7 @@ import torch
 from spanet_lightning import SPANetV2, app
 from spanet_lightning.analysis.figures import load
 from spanet_lightning.report.results import Trial, load_results
-from spanet_lightning.sweep.definition import Study
+from spanet_lightning.sweep.study import Study
 from tests import sweep_studies as made
 from tests.helpers import refused
 from tests.sweep_studies import fill_ablation

@@ -1,15 +1,12 @@
 """What a sweep costs beside the training: the start of a trial, and its book-keeping.
 
-A trial is a process of its own, which imports torch, lightning and mlflow before it does anything.
-Python itself tells how long that takes (`-X importtime`, the sum over all modules); what is left
-until the first step is the configuration, the model, the data, the run of the tracker, and the
-sweep's own files. Book-keeping is measured with trials that do nothing at all.
+Trials are forked from a server that has imported everything once. Measured are the start of that
+server (once for each command), of a trial from its fork to its first step, and trials that do
+nothing at all, which is what the storage and the process cost.
 """
 
 from __future__ import annotations
 
-import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,29 +14,18 @@ from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
-from optuna.trial import TrialState
-
 from spanet_lightning.bench.timing import Row
 from spanet_lightning.errors import ConfigError, invalid
-from spanet_lightning.sweep.definition import Ablation, Arm, Objective, Study
-from spanet_lightning.sweep.events import EventReader
+from spanet_lightning.sweep.child import Link, Spec
+from spanet_lightning.sweep.command import fit_command, resolve
 from spanet_lightning.sweep.folders import trial_folder
-from spanet_lightning.sweep.ledger import Budget, Ledger
-from spanet_lightning.sweep.records import TrialRecord
-from spanet_lightning.sweep.worker import RUNNER, Order, Worker
+from spanet_lightning.sweep.records import TrialRecord, read_events
+from spanet_lightning.sweep.server import start_server
+from spanet_lightning.sweep.store import StudyStore
+from spanet_lightning.sweep.study import Study
+from spanet_lightning.sweep.supervisor import Settings, Supervisor
 
 URL = "sqlite:///sweeps.db"
-_IMPORT = re.compile(r"^import time:\s+(\d+) \|", re.MULTILINE)
-_NOTHING = """
-import json, sys
-spec = json.load(open(sys.argv[1]))
-with open(spec["events"], "a") as events:
-    for event in (
-        {"event": "epoch", "epoch": 1, "metrics": {"train/loss": 1.0}},
-        {"event": "end"},
-    ):
-        events.write(json.dumps(event) + chr(10))
-"""
 
 
 @dataclass(frozen=True)
@@ -60,81 +46,77 @@ class SweepSettings:
                 raise invalid(f"--{name}", getattr(self, name), "at least 1")
 
 
+def run(_: Spec, link: Link) -> None:
+    """Be a trial that does nothing."""
+    link.send("epoch", epoch=1, metrics={"train/loss": 1.0})
+    link.send("end")
+
+
 def measure_sweep(config: Path, settings: SweepSettings, say: Callable[[str], None]) -> list[Row]:
     """Measure the start of trials, and what the storage costs.
 
     Args:
         config: The experiment, of which one step is taken.
         settings: What is measured.
-        say: Tells how far it is.
+        say: Called with the progress.
     """
     config = config.resolve()
     with tempfile.TemporaryDirectory(prefix="spanet-bench-") as folder, chdir(folder):
-        say("a trial that is not measured: files are read for the first time")
-        _started(config, 1)
+        say("the server, and a trial that is not measured")
+        start_server(configs=[str(config)])
+        began = time.perf_counter()
+        _first_steps(config, 1)
+        server = time.perf_counter() - began
         say(f"{settings.rounds} trials")
-        starts = _started(config, settings.rounds)
+        starts = _first_steps(config, settings.rounds)
         say(f"{settings.trials} trials that do nothing")
-        seconds = _bookkeeping(config, settings.trials)
+        study = _study("nothing", config, settings.trials, {})
+        began = time.perf_counter()
+        _run(study, __name__)
+        seconds = (time.perf_counter() - began) / settings.trials
     return [
-        {"subject": name, "mode": "start", "seconds": [start[i] for start in starts]}
-        for i, name in enumerate(("to the first step", "imports", "the rest"))
-    ] + [
+        {"subject": "server and first trial", "mode": "start", "seconds": [server]},
+        {"subject": "trial to its first step", "mode": "start", "seconds": starts},
         {
             "subject": "book-keeping",
             "mode": "storage",
             "seconds": [seconds],
             "trials_per_minute": 60 / seconds,
-        }
+        },
     ]
 
 
-def _started(config: Path, count: int) -> list[tuple[float, float, float]]:
-    """Return seconds of each trial to its first step, those of its imports, and the others."""
-    study = _study(
-        f"start-{count}-{time.monotonic_ns()}",
-        config,
-        count,
-        {"trainer.max_steps": 1, "trainer.limit_val_batches": 0},
-    )
-    ledger = _run(study, (sys.executable, "-X", "importtime", *RUNNER[1:]))
+def _first_steps(config: Path, count: int) -> list[float]:
+    """Return the seconds of each trial from its fork to its first step."""
+    overrides: dict[str, object] = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0}
+    store = _run(_study(f"start-{time.monotonic_ns()}", config, count, overrides))
     found = []
-    for trial in ledger.study.get_trials():
+    for trial in store.trials():
         record = TrialRecord.from_attrs(trial.user_attrs)
-        if trial.state != TrialState.COMPLETE:
+        if not trial.values:
             raise ConfigError(f"{config}: a trial failed: {record.reason}")
-        folder = trial_folder(ledger.folder(), Path(record.folder).name)
-        times = {event["event"]: event["time"] for event in EventReader(folder.events).read()}
-        log = folder.log.read_text(encoding="utf-8", errors="replace")
-        imports = sum(map(int, _IMPORT.findall(log))) / 1e6
-        total = times["step"] - times["process"]
-        found.append((total, imports, total - imports))
+        folder = trial_folder(store.folder(), Path(record.folder).name)
+        times = {event["event"]: event["time"] for event in read_events(folder.events)}
+        found.append(times["step"] - times["process"])
     return found
 
 
-def _bookkeeping(config: Path, count: int) -> float:
-    """Return seconds of a trial that does nothing, its process included."""
-    script = Path("nothing.py")
-    script.write_text(_NOTHING, encoding="utf-8")
-    study = _study("nothing", config, count, {})
-    began = time.perf_counter()
-    _run(study, (sys.executable, "-S", str(script.resolve())))
-    return (time.perf_counter() - began) / count
-
-
 def _study(name: str, config: Path, count: int, overrides: dict[str, object]) -> Study:
-    return Study(
-        name=name,
-        question="What does a trial cost beside its training?",
-        configs=(str(config),),
-        objectives=(Objective("train/loss", "min"),),
-        method=Ablation(control="control", arms=(Arm("control"),), seeds=tuple(range(count))),
-        overrides=overrides,
-    )
+    # A key that changes nothing: equal points would be trained once.
+    space = {"number": {"key": "trainer.log_every_n_steps", "int": [1, count + 1]}}
+    plain = {
+        "name": name,
+        "question": "What does a trial cost beside its training?",
+        "config": str(config),
+        "objective": {"metric": "train/loss", "direction": "minimize"},
+        "overrides": overrides,
+        "search": {"sampler": "grid", "space": space, "trials": count},
+    }
+    return Study.model_validate(plain)
 
 
-def _run(study: Study, runner: tuple[str, ...]) -> Ledger:
-    ledger = Ledger(URL, study)
-    ledger.create()
-    Worker(Order(URL, study, Budget(), runner=runner), lambda _: None).work()
-    return ledger
+def _run(study: Study, entry: str = Settings.entry) -> StudyStore:
+    resolved, _ = resolve(fit_command(study, {}, 0))
+    store = StudyStore(URL, study).create(resolved)
+    Supervisor(store, Settings(url=URL, entry=entry), lambda _: None, resolved).run()
+    return store

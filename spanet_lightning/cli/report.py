@@ -16,7 +16,7 @@ from spanet_lightning.errors import ConfigError, invalid_choice
 from spanet_lightning.summary import show
 
 if TYPE_CHECKING:
-    from spanet_lightning.sweep.definition import Study
+    from spanet_lightning.sweep.study import Study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,17 +57,20 @@ def run(args: argparse.Namespace) -> None:
     stored = storage.load(args.storage or storage.DEFAULT_URL, name)
     study = storage.definition_of(stored)
     if file_definition is not None:
-        from spanet_lightning.sweep.comparison import differences, is_free, with_free_keys
+        from spanet_lightning.sweep.study import changes, with_added_seeds
 
-        changed = differences(study.as_dict(), file_definition.as_dict())
-        changes = [line for key, line in changed.items() if not is_free(key)]
-        if changes:
+        extended = stored.user_attrs.get("extended", ())
+        file_definition = with_added_seeds(file_definition, study, extended)
+        changed = changes(study, file_definition)
+        if changed:
             raise ConfigError(
                 f"{args.study}: is not what the stored study was run with: "
-                f"{'; '.join(changes[:4])}{'; …' if len(changes) > 4 else ''}; to report what was "
+                f"{'; '.join(changed[:4])}{'; …' if len(changed) > 4 else ''}; to report what was "
                 f"run, give the name {name!r}"
             )
-        study = with_free_keys(study, file_definition)
+        # What is free to change, such as texts and published figures, is the file's.
+        changeable = {"question", "note", "ablation"}
+        study = study.model_copy(update={key: getattr(file_definition, key) for key in changeable})
     if args.images and not args.analysis:
         raise ConfigError("--images: requires --analysis")
     results = load_results(stored, study)
@@ -109,7 +112,7 @@ def _named(given: str) -> tuple[str, Study | None]:
     """Return the name of a study, and its definition where a file was given."""
     if not given.endswith((".yaml", ".yml")):
         return given, None
-    from spanet_lightning.sweep.parse import read_study
+    from spanet_lightning.sweep.study import read_study
 
     study = read_study(given)
     return study.name, study

@@ -1,13 +1,15 @@
-"""Ablations and searches: studies that a YAML defines, run by any number of workers.
+"""Ablations and searches: studies that a YAML defines, trials in parallel, interrupted and resumed.
 
-  run FILE           run what is left to do of a study; the same command again resumes it
-  plan FILE          what would be run, with parameters, MACs and time; nothing is written
-  status STUDY       how far it is; STUDY is a name, or the file
-  stop STUDY         ask all workers to end
-  retry STUDY        put failed trials back into the queue
-  show STUDY TRIAL   one trial, with the command that repeats it
+  run FILE             run what is left to do of a study; the same command again resumes it
+  plan FILE            what would be run, with parameters, MACs and time; nothing is written
+  list                 the studies in a storage
+  status STUDY         how far it is; STUDY is a name, or the file
+  show STUDY [TRIAL]   its trials, or one of them with the command that repeats it
+  stop STUDY           ask all commands that run it to end
+  retry STUDY          run failed or deleted trials again
+  extend STUDY         add seeds to an ablation
 
-`spanet report STUDY` says what came out.
+`spanet report STUDY` writes the results.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import shlex
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +29,21 @@ from spanet_lightning.errors import ConfigError, invalid
 if TYPE_CHECKING:
     import optuna
 
-    from spanet_lightning.sweep.definition import Study
-    from spanet_lightning.sweep.run import Outcome
+    from spanet_lightning.sweep.store import StudyStore
+    from spanet_lightning.sweep.study import Study
+    from spanet_lightning.sweep.supervisor import Outcome
 
 TAKES_OVERRIDES = True
 EXIT_FAILED = 1
 DEFAULT_URL = "sqlite:///sweeps.db"  # `storage.DEFAULT_URL`, without importing optuna for it
-_LINES = 4  # of what workers said, below the table
+_LINES = 4  # of messages, below the table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str, act: Any, study: str = "study") -> argparse.ArgumentParser:
         one = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         one.add_argument(
             "--storage",
@@ -48,47 +51,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=DEFAULT_URL,
             help="sqlite:///FILE or postgresql://USER@HOST/DATABASE (default: %(default)s)",
         )
+        if study == "file":
+            one.add_argument("file", metavar="FILE", help="such as sweeps/digits/v2_srf.yaml")
+        elif study:
+            one.add_argument("study", metavar="STUDY", help="its name, or its file")
+        one.set_defaults(act=act)
         return one
 
-    run = add("run", "run what is left to do of a study")
-    run.add_argument("file", metavar="FILE", help="the study, such as sweeps/digits/srf.yaml")
-    run.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time")
+    run = add("run", "run what is left to do of a study", _run, "file")
+    text = "trials at a time (default: 1)"
+    run.add_argument("--workers", type=int, metavar="N", help=text)
+    text = "trials at a time on each GPU, for small models"
+    run.add_argument("--workers-per-device", type=int, metavar="N", help=text)
     text = "stop once the study has so many, complete or pruned (default: what it declares)"
     run.add_argument("--trials", type=int, metavar="N", help=text)
     text = "start none later than so long after the first one (default: what it declares)"
     run.add_argument("--hours", type=float, metavar="H", help=text)
-    text = "failed trials in a row after which a worker ends (default: %(default)s)"
+    text = "failed trials in a row after which no more are started (default: %(default)s)"
     run.add_argument("--failures", type=int, default=3, metavar="K", help=text)
-    run.set_defaults(act=_run)
 
-    plan = add("plan", "what would be run; nothing is written")
-    plan.add_argument("file", metavar="FILE", help="the study")
+    plan = add("plan", "what would be run; nothing is written", _plan, "file")
     text = "do not take a few steps of each arm to estimate its time"
     plan.add_argument("--untimed", action="store_true", help=text)
-    plan.set_defaults(act=_plan)
 
-    status = add("status", "how far a study is")
-    status.add_argument("study", metavar="STUDY", help="its name, or its file")
+    listing = add("list", "the studies in a storage", _list, "")
+    listing.add_argument("--json", action="store_true", help="print it as JSON")
+
+    status = add("status", "how far a study is", _status)
     status.add_argument("--json", action="store_true", help="print it as JSON")
     status.add_argument("--once", action="store_true", help="do not wait for changes")
-    status.set_defaults(act=_status)
 
-    stop = add("stop", "ask all workers of a study to end, on all machines")
-    stop.add_argument("study", metavar="STUDY", help="its name, or its file")
+    text = "the trials of a study, or one of them with the command that repeats it"
+    show = add("show", text, _show)
+    text = "its number, or its arm and seed, as 'without SRF' 3 (default: list them)"
+    show.add_argument("trial", metavar="TRIAL", nargs="*", help=text)
+    show.add_argument("--json", action="store_true", help="print it as JSON")
+
+    stop = add("stop", "ask all commands that run a study to end, on all machines", _stop)
     text = "do not wait for the trials that run; they go back into the queue"
     stop.add_argument("--now", action="store_true", help=text)
-    stop.set_defaults(act=_stop)
 
-    retry = add("retry", "put failed trials back into the queue")
-    retry.add_argument("study", metavar="STUDY", help="its name, or its file")
+    retry = add("retry", "put trials back into the queue; `spanet sweep run` runs them", _retry)
     retry.add_argument("--failed", action="store_true", help="all that failed")
-    retry.set_defaults(act=_retry)
+    text = "all complete ones whose run folder is gone, from scratch"
+    retry.add_argument("--deleted", action="store_true", help=text)
+    text = "these numbers, complete ones from scratch"
+    retry.add_argument("--trials", type=int, nargs="+", metavar="TRIAL", help=text)
 
-    show = add("show", "one trial, with the command that repeats it")
-    show.add_argument("study", metavar="STUDY", help="its name, or its file")
-    show.add_argument("trial", metavar="TRIAL", type=int, help="its number")
-    show.add_argument("--json", action="store_true", help="print it as JSON")
-    show.set_defaults(act=_show)
+    text = "add seeds to an ablation; its report is exploratory from then on"
+    extend = add("extend", text, _extend)
+    extend.add_argument("--seeds", type=int, required=True, metavar="N", help="how many more")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -109,23 +121,40 @@ def _run(args: argparse.Namespace) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    from spanet_lightning.sweep import run as running
-    from spanet_lightning.sweep import status
-    from spanet_lightning.sweep.check import check_study
+    from spanet_lightning.sweep.server import start_server
+    from spanet_lightning.sweep.study import read_study
 
-    settings = running.Settings(
+    definition = read_study(args.file, args.overrides)
+    start_server(configs=definition.configs)  # it imports what this process imports, meanwhile
+
+    from spanet_lightning.sweep import status, storage, supervisor, tracker
+    from spanet_lightning.sweep.check import check_study
+    from spanet_lightning.sweep.command import fit_command, resolve
+    from spanet_lightning.sweep.store import StudyStore
+
+    settings = supervisor.Settings(
         url=args.storage,
         workers=args.workers,
+        workers_per_device=args.workers_per_device,
         trials=args.trials,
         hours=args.hours,
         failures=args.failures,
     )
     settings.check()
-    definition = _read(args)
+    storage.refuse_tracker(settings.url, None)
     check_study(definition)
-    ledger, parent = running.prepare(definition, settings)
+    config, _ = resolve(fit_command(definition, {}, 0))
+    address = tracker.address(config)
+    storage.refuse_tracker(settings.url, address[0] if address else None)
+    store = StudyStore(settings.url, definition).create(config)
+    run_id = tracker.open_run(store, *address) if address else ""
+    definition = store.definition
     console = Console()
     print(f"{definition.name}: {definition.question}", flush=True)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     if console.is_terminal:
         said: deque[str] = deque(maxlen=_LINES)
         with Live(console=console, auto_refresh=False) as live:
@@ -134,26 +163,23 @@ def _run(args: argparse.Namespace) -> None:
             def show() -> None:
                 nonlocal shown
                 if time.monotonic() - shown >= 1:
-                    table = status.view(ledger.study, definition, console.height - _LINES - 6)
+                    table = status.view(store.study, definition, console.height - _LINES - 6)
                     live.update(Group(table, Text("\n".join(said), style="dim")), refresh=True)
                     shown = time.monotonic()
 
-            outcome = running.run(definition, ledger, settings, said.append, parent.run_id, show)
-            live.update(status.view(ledger.study, definition), refresh=True)
+            supervised = supervisor.Supervisor(store, settings, said.append, config, run_id, show)
+            outcome = supervised.run()
+            live.update(status.view(store.study, definition), refresh=True)
     else:
-
-        def say(line: str) -> None:
-            print(line, flush=True)
-
-        outcome = running.run(definition, ledger, settings, say, parent.run_id)
-    running.close_parent(parent, outcome)
+        outcome = supervisor.Supervisor(store, settings, say, config, run_id).run()
+    if run_id and address:
+        finished = not outcome.stopped and not outcome.interrupted
+        tracker.close_run(address[0], run_id, finished=finished)
     _end(args, definition, outcome)
 
 
 def _end(args: argparse.Namespace, definition: Study, outcome: Outcome) -> None:
-    """Say how it ended and what to do next; end with the exit code that tells it."""
-    if outcome.mistake:
-        raise ConfigError(outcome.mistake)
+    """Print how it ended and what to do next; exit with the code for it."""
     found = [f"{count} {state}" for state, count in outcome.counts.items()]
     print(f"{definition.name}: {', '.join(found)}")
     study = [definition.name, *_storage_words(args)]
@@ -161,10 +187,8 @@ def _end(args: argparse.Namespace, definition: Study, outcome: Outcome) -> None:
     if failed:
         print(f"why they failed: {shlex.join(['spanet', 'sweep', 'status', *study])}")
         print(f"try them again: {shlex.join(['spanet', 'sweep', 'retry', '--failed', *study])}")
-    if outcome.sick:
-        print(f"a worker ended, as {args.failures} of its trials failed in a row")
-    if outcome.interrupted or outcome.unfinished:
-        print(f"resume: {_command_again(args)}", flush=True)
+    if outcome.interrupted or outcome.stopped:
+        print(f"ended by {outcome.stopped}; resume: {_command_again(args)}", flush=True)
         sys.exit(128 + outcome.interrupted if outcome.interrupted else EXIT_FAILED)
     print(f"report: {shlex.join(['spanet', 'report', *study])}", flush=True)
     if failed and definition.is_ablation:
@@ -173,8 +197,41 @@ def _end(args: argparse.Namespace, definition: Study, outcome: Outcome) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     from spanet_lightning.sweep.plan import plan, show
+    from spanet_lightning.sweep.study import read_study
 
-    show(plan(_read(args), timed=not args.untimed))
+    show(plan(read_study(args.file, args.overrides), timed=not args.untimed))
+
+
+def _list(args: argparse.Namespace) -> None:
+    import optuna
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from spanet_lightning.summary import console
+    from spanet_lightning.sweep import status, storage
+
+    opened = storage.open_storage(args.storage, create=False)
+    found: list[dict[str, Any]] = []
+    with storage.one_line(args.storage):
+        for name in storage.names(opened):
+            study = optuna.load_study(study_name=name, storage=opened)
+            if "definition" not in study.user_attrs:
+                continue
+            definition = storage.definition_of(study)
+            counts = Counter(row.state for row in status.rows(study, definition))
+            found.append({"study": name, "question": definition.question,
+                          "declared": definition.declared, "counts": counts})  # fmt: skip
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("study", "trials", "state", "question"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        states = ", ".join(f"{n} {state}" for state, n in one["counts"].items())
+        table.add_row(one["study"], str(one["declared"] or "–"), states, escape(one["question"]))
+    console(least=120).print(table if found else "no study yet: spanet sweep run FILE")
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -188,8 +245,8 @@ def _status(args: argparse.Namespace) -> None:
         print(json.dumps(status.as_json(study, definition), indent=1, ensure_ascii=False))
         return
     console = Console()
-    if args.once or not console.is_terminal:
-        # As wide as it needs to be: what is piped is searched, not looked at.
+    if args.action == "show" or args.once or not console.is_terminal:
+        # As wide as it needs to be: what is piped is searched.
         wide = console if console.is_terminal else Console(width=200)
         wide.print(status.view(study, definition))
         return
@@ -207,30 +264,14 @@ def _status(args: argparse.Namespace) -> None:
             return
 
 
-def _stop(args: argparse.Namespace) -> None:
-    ledger = _ledger(args)
-    ledger.stop(args.now)
-    print("asked all workers to end" + ("" if args.now else " after the trials that run"))
-
-
-def _retry(args: argparse.Namespace) -> None:
-    if not args.failed:
-        raise ConfigError("spanet sweep retry: say what to try again: --failed")
-    numbers = _ledger(args).retry_failed()
-    if not numbers:
-        print("no trial has failed that was not tried again")
-        return
-    print(f"back in the queue: {', '.join(map(str, numbers))}; `spanet sweep run` runs them")
-
-
 def _show(args: argparse.Namespace) -> None:
     from spanet_lightning.sweep.records import TrialRecord
 
+    if not args.trial:
+        _status(args)
+        return
     study, definition = _stored(args)
-    trials = study.get_trials(deepcopy=False)
-    if not 0 <= args.trial < len(trials):
-        raise invalid("TRIAL", args.trial, f"a number from 0 to {len(trials) - 1}")
-    trial = trials[args.trial]
+    trial = _chosen(args.trial, study, definition)
     record = TrialRecord.from_attrs(trial.user_attrs)
     found: dict[str, Any] = {
         "trial": trial.number,
@@ -243,37 +284,76 @@ def _show(args: argparse.Namespace) -> None:
         **dataclasses.asdict(record),
         "command": shlex.join(record.command),
     }
-    if trial.state.is_finished() and trial.state.name != "FAIL":
+    if trial.state.name != "FAIL":
         found["failure"] = found["reason"] = None
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    running = not trial.state.is_finished()
     for key, value in found.items():
-        if value in (None, "", {}, ()) or (running and key in ("failure", "reason")):
-            continue
-        if key == "command":
+        if value in (None, "", {}, ()) or key == "command":
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         print(f"{key + ':':<19}{text}")
     print(f"\n{found['command']}" if record.command else "\nit has not been run yet")
 
 
+def _chosen(words: list[str], study: optuna.Study, definition: Study) -> Any:
+    """Return a trial by its number, or the last one of an arm and a seed."""
+    trials = study.get_trials(deepcopy=False)
+    if len(words) == 1 and words[0].isdigit():
+        if int(words[0]) < len(trials):
+            return trials[int(words[0])]
+        raise invalid("TRIAL", int(words[0]), f"a number from 0 to {len(trials) - 1}")
+    if definition.ablation and len(words) == 2:
+        from spanet_lightning.errors import invalid_choice
+
+        arm, seed = words
+        if arm not in definition.ablation.arms:
+            raise invalid_choice("TRIAL", arm, definition.ablation.arms)
+        for trial in reversed(trials):
+            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            if params.get("arm") == arm and str(params.get("seed")) == seed:
+                return trial
+        known = ", ".join(map(str, definition.ablation.seeds))
+        raise invalid("TRIAL", seed, f"one of the seeds {known}")
+    raise invalid("TRIAL", " ".join(words), "the number of a trial, or an arm and a seed")
+
+
+def _stop(args: argparse.Namespace) -> None:
+    _store(args).stop(now=args.now)
+    print("asked all commands to end" + ("" if args.now else " after the trials that run"))
+
+
+def _retry(args: argparse.Namespace) -> None:
+    if sum((args.failed, args.deleted, args.trials is not None)) != 1:
+        raise ConfigError(
+            "spanet sweep retry: expected one of --failed, --deleted and --trials TRIAL ..."
+        )
+    numbers = _store(args).retry(args.trials, deleted=args.deleted)
+    if not numbers:
+        print("no such trial that was not tried again")
+        return
+    print(f"back in the queue: {', '.join(map(str, numbers))}; `spanet sweep run` runs them")
+
+
+def _extend(args: argparse.Namespace) -> None:
+    if args.seeds < 1:
+        raise invalid("--seeds", args.seeds, "at least 1")
+    added = _store(args).extend(args.seeds)
+    print(
+        f"added the seeds {', '.join(map(str, added))}; `spanet sweep run` runs them. Verdicts are "
+        "exploratory from now on: the number of seeds was chosen after a look at the results"
+    )
+
+
 # -- what the actions share
-
-
-def _read(args: argparse.Namespace) -> Study:
-    from spanet_lightning.sweep.parse import read_study, with_overrides
-
-    study = read_study(args.file)
-    return with_overrides(study, args.overrides) if args.overrides else study
 
 
 def _name(args: argparse.Namespace) -> str:
     """Return the name of a study that was given by its name, or by its file."""
     text = str(args.study)
     if text.endswith((".yaml", ".yml")) or Path(text).is_file():
-        from spanet_lightning.sweep.parse import read_study
+        from spanet_lightning.sweep.study import read_study
 
         return read_study(text).name
     return text
@@ -286,13 +366,16 @@ def _stored(args: argparse.Namespace) -> tuple[optuna.Study, Study]:
     return study, definition_of(study)
 
 
-def _ledger(args: argparse.Namespace) -> Any:
-    from spanet_lightning.sweep.ledger import Ledger
+def _store(args: argparse.Namespace) -> StudyStore:
+    from spanet_lightning.sweep.store import FORMAT, StudyStore
 
-    _, definition = _stored(args)
-    ledger = Ledger(args.storage, definition)
-    ledger.attach()
-    return ledger
+    study, definition = _stored(args)
+    if study.user_attrs.get("format") != FORMAT:
+        raise ConfigError(
+            f"study: {definition.name!r} was begun by version 1, which alone can continue it; "
+            f"report it with: spanet report {definition.name}"
+        )
+    return StudyStore(args.storage, definition).attach()
 
 
 def _storage_words(args: argparse.Namespace) -> list[str]:
@@ -302,10 +385,9 @@ def _storage_words(args: argparse.Namespace) -> list[str]:
 
 
 def _command_again(args: argparse.Namespace) -> str:
-    """Return the command line that goes on with a study; a password in it is left out."""
+    """Return the command line that resumes a study, without the password of its storage."""
     words = ["spanet", "sweep", "run", args.file]
-    if args.workers != 1:
-        words += ["--workers", str(args.workers)]
-    for key, value in (("--trials", args.trials), ("--hours", args.hours)):
-        words += [] if value is None else [key, str(value)]
+    for key in ("workers", "workers_per_device", "trials", "hours"):
+        value = getattr(args, key)
+        words += [] if value is None else [f"--{key.replace('_', '-')}", str(value)]
     return shlex.join([*words, *_storage_words(args), *args.overrides])

@@ -11,9 +11,9 @@ from spanet_lightning.report import formatting as fmt
 from spanet_lightning.report.arms import COST_TOLERANCE, ArmResult, Quantity
 from spanet_lightning.report.document import Block, Column, Items, Section, Table, Tone
 from spanet_lightning.report.results import Results
-from spanet_lightning.sweep.definition import Overrides
 from spanet_lightning.sweep.statistics import ALPHA, MAX_SEEDS, POWER, Interval
 from spanet_lightning.sweep.statistics import seeds_needed as plan_seeds
+from spanet_lightning.sweep.study import Overrides
 
 _FLAG = "\N{NO-BREAK SPACE}⚑"
 _SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "○"}
@@ -93,7 +93,7 @@ def warnings(results: Results, arms: Sequence[ArmResult]) -> list[str]:
         interval = arm.quantities[test].interval
         if interval is None or interval.low <= 0 <= interval.high:
             continue
-        sign = 1 if objective.goal == "max" else -1
+        sign = objective.sign
         tested = "better" if sign * interval.low > 0 else "worse"
         if tested != arm.comparison.verdict:
             digits = _difference_digits(arms, test)

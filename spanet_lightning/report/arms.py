@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from spanet_lightning.errors import ConfigError
 from spanet_lightning.report.results import Results, Trial
-from spanet_lightning.sweep.definition import Arm
 from spanet_lightning.sweep.statistics import (
     Comparison,
     Interval,
@@ -17,6 +16,7 @@ from spanet_lightning.sweep.statistics import (
     mean_sd,
     paired,
 )
+from spanet_lightning.sweep.study import Arm
 
 COST_TOLERANCE = 0.05
 """Share of the control's MACs by which an arm may differ before it is flagged."""
@@ -92,7 +92,7 @@ def arm_results(results: Results) -> tuple[ArmResult, ...]:
                 key=lambda t: t.record.seed,
             )
         )
-        for arm in method.arms
+        for arm in method.arms.values()
     }
     metrics = {
         name: {arm: _values(results, mine, name) for arm, mine in trials.items()}
@@ -100,7 +100,7 @@ def arm_results(results: Results) -> tuple[ArmResult, ...]:
     }
     main = metrics[objective.metric]
     control = main[method.control]
-    others = [arm.name for arm in method.arms if arm.name != method.control]
+    others = [arm.name for arm in method.arms.values() if arm.name != method.control]
     refusals: dict[str, str] = {}
     for name in others:
         try:
@@ -112,13 +112,13 @@ def arm_results(results: Results) -> tuple[ArmResult, ...]:
     comparisons = compare(
         {name: main[name] for name in others if name not in refusals},
         control,
-        maximize=objective.goal == "max",
+        maximize=objective.sign > 0,
         margin=objective.margin,
         family=len(others),
     )
     control_macs = _common([t.record.macs for t in trials[method.control]])
     found = []
-    for arm in method.arms:
+    for arm in method.arms.values():
         mine = trials[arm.name]
         macs = _common([t.record.macs for t in mine])
         found.append(

@@ -314,7 +314,7 @@ def _provenance(results: Results) -> list[Block]:
 def _experiment(results: Results) -> list[Block]:
     study = results.study
     objectives = "; ".join(
-        f"{o.metric} ({'larger' if o.goal == 'max' else 'smaller'} is better, {o.at} epoch"
+        f"{o.metric} ({'larger' if o.sign > 0 else 'smaller'} is better, {o.at} epoch"
         + (f", margin ±{fmt.plain(o.margin)})" if o.margin is not None else ")")
         for o in study.objectives
     )

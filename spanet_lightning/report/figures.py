@@ -22,7 +22,7 @@ from spanet_lightning.report import formatting as fmt
 from spanet_lightning.report.arms import ArmResult
 from spanet_lightning.report.document import Figure
 from spanet_lightning.report.results import Results, Trial
-from spanet_lightning.sweep.definition import Objective
+from spanet_lightning.sweep.study import Objective
 
 _STYLE: Any = {
     "svg.hashsalt": "spanet report",
@@ -86,7 +86,7 @@ def draw_seeds(arms: Sequence[ArmResult], objective: Objective) -> Figure:
             right.set_xlim(max(limits[0], -3 * reach), min(limits[1], 3 * reach))
         left.set_yticks(range(len(arms)), [_shorten(arm.arm.name) for arm in arms])
         left.invert_yaxis()
-        better = "→" if objective.goal == "max" else "←"
+        better = "→" if objective.sign > 0 else "←"
         left.set_xlabel(f"{metric} ({better} better)")
         right.set_xlabel("difference to the control")
         for axes in (left, right):

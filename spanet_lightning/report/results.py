@@ -13,8 +13,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.sweep.definition import Ablation, Study
 from spanet_lightning.sweep.records import TrialRecord
+from spanet_lightning.sweep.study import Ablation, Study
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class Results:
     @property
     def complete(self) -> tuple[Trial, ...]:
         """The trials whose values count."""
-        return tuple(trial for trial in self.trials if trial.complete)
+        known = (trial for trial in self.trials if trial.record.duplicate_of is None)
+        return tuple(trial for trial in known if trial.complete)
 
     @property
     def ablation(self) -> Ablation:
@@ -131,8 +132,9 @@ def load_results(stored: optuna.Study, study: Study) -> Results:
     Raises:
         ConfigError: If a cell of an ablation has two results, or a result of no declared cell.
     """
+    gone = stored.user_attrs.get("superseded", [])  # their cells were run again
     frozen = sorted(stored.get_trials(deepcopy=False), key=lambda trial: trial.number)
-    trials = tuple(_trial(one) for one in frozen)
+    trials = tuple(_trial(one) for one in frozen if one.number not in gone)
     if isinstance(study.method, Ablation):
         _check_cells(study, study.method, trials)
     run_id = str(stored.user_attrs.get("run_id", ""))
@@ -154,7 +156,7 @@ def _trial(frozen: FrozenTrial) -> Trial:
 
 
 def _check_cells(study: Study, method: Ablation, trials: tuple[Trial, ...]) -> None:
-    names = [arm.name for arm in method.arms]
+    names = list(method.arms)
     seen: dict[tuple[str, int], int] = {}
     for trial in (trial for trial in trials if trial.complete):
         cell = trial.record.arm, trial.record.seed
@@ -173,8 +175,6 @@ def _check_cells(study: Study, method: Ablation, trials: tuple[Trial, ...]) -> N
 
 
 def _budget(study: Study, trials: tuple[Trial, ...]) -> Budget:
-    method = study.method
-    declared = len(method.arms) * len(method.seeds) if isinstance(method, Ablation) else None
     states = Counter(trial.state for trial in trials)
     failures = [t for t in trials if t.state == TrialState.FAIL.name]
     stopped = sum(t.record.failure == "stopped" for t in failures)
@@ -184,7 +184,7 @@ def _budget(study: Study, trials: tuple[Trial, ...]) -> Budget:
         first, last = min(s for s, _ in spans), max(e for _, e in spans)
         elapsed = (last - first).total_seconds() / 3600
     return Budget(
-        declared=declared if isinstance(method, Ablation) else method.trials,
+        declared=study.declared,
         complete=states[TrialState.COMPLETE.name],
         pruned=states[TrialState.PRUNED.name],
         failed=len(failures) - stopped,

@@ -9,8 +9,8 @@ from spanet_lightning.report import figures
 from spanet_lightning.report import formatting as fmt
 from spanet_lightning.report.document import Block, Column, Items, Section, Table, Tone
 from spanet_lightning.report.results import Results, Trial
-from spanet_lightning.sweep.definition import Choice, Parameter, Search
 from spanet_lightning.sweep.statistics import mean_sd
+from spanet_lightning.sweep.study import Parameter, Search
 
 MIN_TRIALS = 10
 """Complete trials below which importance is not shown: the best tenth would be one trial."""
@@ -38,7 +38,7 @@ def verdict(results: Results) -> tuple[str, Tone]:
             "undecided",
         )
     best = ranked(results)[0]
-    space = _method(results).space
+    space = list(_method(results).space.values())
     params = ", ".join(f"{p.name} = {_param(best, p)}" for p in space if p.name in best.params)
     return (
         f"Best of {count}: trial {best.number} with {objectives[0].metric} "
@@ -50,7 +50,7 @@ def verdict(results: Results) -> tuple[str, Tone]:
 
 def ranked(results: Results) -> list[Trial]:
     """Return the complete trials, best first by the first objective."""
-    sign = -1 if results.study.objectives[0].goal == "max" else 1
+    sign = -results.study.objectives[0].sign
     return sorted(results.complete, key=lambda t: (sign * t.values[0], t.number))
 
 
@@ -97,9 +97,9 @@ def _best_table(results: Results) -> Table:
     trials = pareto_front(results) if several else ranked(results)[:_SHOWN]
     selected = {t.number for t in (trials if several else trials[:1])}
     costs = [c for name, c in _COSTS.items() if name not in [o.metric for o in objectives]]
-    space = _method(results).space
+    space = list(_method(results).space.values())
     columns = [Column("trial"), *(Column(o.metric) for o in objectives)]
-    columns += [Column(p.name, numeric=not isinstance(p, Choice)) for p in space]
+    columns += [Column(p.name, numeric=p.choices is None) for p in space]
     columns += [Column(title) for title, _ in costs] + ([Column(test)] if test else [])
     by_objective = [[t.values[i] for t in results.complete] for i in range(len(objectives))]
     # One digit more than a mean deserves, to show the order of the trials.
@@ -126,21 +126,21 @@ def _best_table(results: Results) -> Table:
 
 def _space_table(results: Results) -> Table:
     rows = []
-    for parameter in _method(results).space:
-        if isinstance(parameter, Choice):
+    for parameter in _method(results).space.values():
+        if parameter.choices is not None:
             values = ", ".join(
                 label if str(value) == label else f"{label} = {json.dumps(value)}"
-                for label, value in parameter.values.items()
+                for label, value in parameter.choices.items()
             )
         else:
-            kind = "integers" if parameter.kind == "int" else "numbers"
+            kind = "integers" if parameter.int_range else "numbers"
             values = f"{kind} from {fmt.plain(parameter.low)} to {fmt.plain(parameter.high)}"
             if parameter.step is not None:
                 values += f" in steps of {fmt.plain(parameter.step)}"
             values += ", log scale" if parameter.log else ""
         if parameter.when is not None:
-            allowed = " or ".join(map(str, parameter.when.values))
-            values += f"; where {parameter.when.parameter} is {allowed}"
+            ((other, allowed),) = parameter.when.items()
+            values += f"; where {other} is {' or '.join(map(str, allowed))}"
         rows.append([parameter.name, parameter.key, values])
     columns = [
         Column("parameter", numeric=False),

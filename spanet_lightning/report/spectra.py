@@ -79,7 +79,7 @@ def measure_spectra(results: Results, images: Sequence[str]) -> tuple[Section, M
 
 def _best_trials(results: Results) -> dict[str, Trial]:
     """Return the best complete trial of each arm, or of a search, by the first objective."""
-    sign = 1 if results.study.objectives[0].goal == "max" else -1
+    sign = results.study.objectives[0].sign
     best: dict[str, Trial] = {}
     for trial in results.complete:
         arm = trial.record.arm

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.errors import ConfigError, DataError, SpanetError, invalid_choice
 from spanet_lightning.sweep.command import Resolved, fingerprint, fit_command, resolver
-from spanet_lightning.sweep.definition import COSTS, Study
-from spanet_lightning.sweep.points import Point, points
-from spanet_lightning.sweep.reading import place
+from spanet_lightning.sweep.space import Point, points
+from spanet_lightning.sweep.study import COSTS, Study
 from spanet_lightning.tasks.logged import Logged, logged
 
 _Result = TypeVar("_Result")
@@ -74,7 +73,7 @@ def checked(study: Study, *, data: bool = True) -> list[Built]:
         other = same.setdefault(fingerprint(run.flat), point.name)
         if other != point.name and study.is_ablation:
             raise ConfigError(
-                f"{place(study.where.get(point.where, ''), 'ablation')}: the arms "
+                f"{study.place(f'ablation.arms.{point.name}', 'ablation')}the arms "
                 f"{other!r} and {point.name!r} train the same; expected a difference"
             )
     found = []
@@ -152,10 +151,10 @@ def check_metrics(study: Study, point: Point, run: Resolved) -> None:
         return
     for objective in study.objectives:
         if objective.metric not in COSTS:
-            at = study.where.get(f"objective/{objective.metric}", "")
-            _known(known, objective.metric, place(at, "objective.metric"), ("val", "train"))
+            at = f"{study.place('objective.metric')}objective.metric"
+            _known(known, objective.metric, at, ("val", "train"))
     if study.test is not None:
-        _known(known, study.test, place(study.where.get("test", ""), "test"), ("test",))
+        _known(known, study.test, f"{study.place('test')}test", ("test",))
     monitor = run.flat.get("checkpoint.monitor")
     if isinstance(monitor, str):
         with_place(
@@ -192,22 +191,27 @@ def with_place(study: Study, point: Point, step: Callable[[], _Result]) -> _Resu
 
 def _place(study: Study, point: Point, text: str) -> str:
     """Return where a study sets the key that an error begins with."""
-    label = f"arm {point.name!r}: " if study.is_ablation else ""
+    named = f"arm {point.name!r}: " if study.is_ablation else ""
+    if not study.is_ablation and point.name:
+        named = f"trial with {point.name}: "
     for key in sorted({**study.overrides, **point.overrides}, key=len, reverse=True):
         if re.match(rf"{re.escape(key)}[\[:.]", text):
             if key not in point.overrides:
-                label = "set: "
-            named = point.keys.get(key, f"set/{key}")
-            where = study.where.get(named, "")
-            if named.startswith("space/"):
-                label = f"search.{named.replace('/', '.', 1)}: "
-            return f"{where}: {label}" if where else label
+                return f"{study.place(f'overrides.{key}', 'overrides')}overrides: "
+            where = point.keys[key]
+            if where.startswith("search."):
+                named = f"{where}: "
+            # Nested keys and grids have no line of their own.
+            return study.place(where, *_parents(where), "ablation.grid") + named
     if re.match(r"\S+:\d+: ", text):  # a line of a configuration
         return ""
-    where = study.where.get(point.where, "")
-    if not study.is_ablation:
-        label = f"trial with {point.name}: " if point.name else ""
-    return f"{where}: {label}" if where else label
+    default = f"ablation.arms.{point.name}"
+    return study.place(point.keys.get("", default), "ablation.grid") + named
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 1, -1)]
 
 
 def _trainer(flat: Mapping[str, Any]) -> dict[str, Any]:

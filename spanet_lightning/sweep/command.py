@@ -19,8 +19,7 @@ from lightning.pytorch import Trainer
 from spanet_lightning.cli import error_messages
 from spanet_lightning.cli.experiment import Experiment
 from spanet_lightning.exit import users_error
-from spanet_lightning.sweep.comparison import is_experiment
-from spanet_lightning.sweep.definition import Study
+from spanet_lightning.sweep.study import Study, is_experiment
 from spanet_lightning.trust import TRUSTED_VARIABLE
 
 # The rest of a Trainer's arguments can be checked without the hardware that they are for.

@@ -2,21 +2,18 @@
 
     runs/sweeps/STUDY/with-srf-seed0/       the run, as `lightning fit` leaves it
     runs/sweeps/STUDY/trials/with-srf-seed0/
-        claim            who has it: locked while a worker or its trial's process lives
-        spec.json        what the trial's process was told
-        events.jsonl     what it told
+        lock             held by the trial's process and its children
+        spec.json        what the supervisor asked for
+        events.jsonl     what the trial reported (see `records`)
         log.txt          what it printed
-        prune            there once it is to end early
 
 The folder belongs to one study in one storage, by an id in the file `.study`: a trial resumes from
-a checkpoint that it finds, so it must never find one of another study with the same name.
+the checkpoint that it finds, so it must never find one of another study with the same name.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import unicodedata
 import uuid
 import zipfile
@@ -24,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.sweep import lock
-from spanet_lightning.sweep.definition import Ablation, Study
+from spanet_lightning.sweep.study import Study
 
 ROOT = "runs/sweeps"
 _OWNER = ".study"
@@ -37,45 +33,30 @@ class TrialFolder:
 
     Attributes:
         run: Folder of the run.
-        files: Folder of what worker and process tell each other.
+        files: Folder of the engine's files.
     """
 
     run: Path
     files: Path
 
     @property
-    def claim(self) -> Path:
-        """Who has the trial."""
-        return self.files / "claim"
-
-    @property
-    def spec(self) -> Path:
-        """What the process is told."""
-        return self.files / "spec.json"
-
-    @property
     def events(self) -> Path:
-        """What the process tells."""
+        """What the trial reported."""
         return self.files / "events.jsonl"
 
     @property
     def log(self) -> Path:
-        """What the process prints."""
+        """What it printed."""
         return self.files / "log.txt"
 
     @property
-    def prune(self) -> Path:
-        """There once the trial is to end early."""
-        return self.files / "prune"
-
-    @property
     def checkpoint(self) -> Path | None:
-        """The last checkpoint, where there is a whole one."""
+        """The last checkpoint, where there is a whole one, with the epochs that led to it."""
         last = self.run / "last.ckpt"
-        return last if zipfile.is_zipfile(last) else None
+        return last if zipfile.is_zipfile(last) and self.events.exists() else None
 
     def clear(self) -> None:
-        """Put what an earlier attempt left aside, so that the next one begins anew."""
+        """Put what an earlier attempt left aside, so that the next one starts from scratch."""
         for path in (self.run, self.events):
             if path.exists():
                 number = 1
@@ -85,7 +66,7 @@ class TrialFolder:
 
 
 def study_folder(name: str, owner: str, root: str | Path = ROOT) -> Path:
-    """Return the folder of a study on this machine; it is made where there is none.
+    """Return the folder of a study on this machine; it is created where there is none.
 
     Args:
         name: Name of the study.
@@ -93,7 +74,7 @@ def study_folder(name: str, owner: str, root: str | Path = ROOT) -> Path:
         root: Folder of all studies.
 
     Raises:
-        ConfigError: If it can't be made.
+        ConfigError: If it can't be created.
     """
     number = 1
     try:
@@ -101,22 +82,21 @@ def study_folder(name: str, owner: str, root: str | Path = ROOT) -> Path:
         while True:
             folder = Path(root) / (name if number == 1 else f"{name}-{number}")
             if not folder.exists():
-                # Made whole under another name: it never exists without its owner.
+                # Completed under another name: it never exists without its owner.
                 made = Path(root) / f".{name}-{uuid.uuid4().hex[:8]}"
                 made.mkdir()
                 (made / _OWNER).write_text(owner, encoding="ascii")
                 try:
                     made.rename(folder)
-                except OSError:  # another worker was faster
+                except OSError:  # another process was faster
                     (made / _OWNER).unlink()
                     made.rmdir()
             if (folder / _OWNER).is_file() and (folder / _OWNER).read_text("ascii") == owner:
                 return folder
             number += 1
     except OSError as error:
-        raise ConfigError(
-            f"study: no folder can be made in {root} ({error.strerror or error})"
-        ) from None
+        text = f"no folder can be created in {root} ({error.strerror or error})"
+        raise ConfigError(f"study: {text}") from None
 
 
 def trial_folder(study: Path, cell: str) -> TrialFolder:
@@ -137,76 +117,15 @@ def cell_name(study: Study, params: dict[str, object], number: int) -> str:
         params: Optuna's parameters of the trial.
         number: Number of its first attempt.
     """
-    if not isinstance(study.method, Ablation):
+    if study.ablation is None:
         return f"trial-{number:04d}"
-    slugs = [slug(arm.name) for arm in study.method.arms]
-    at = [arm.name for arm in study.method.arms].index(str(params["arm"]))
-    same = slugs[:at].count(slugs[at])  # "A+" and "A" come to the same
+    arms = list(study.ablation.arms)
+    slugs, at = [slug(arm) for arm in arms], arms.index(str(params["arm"]))
+    same = slugs[:at].count(slugs[at])  # "A+" and "A" have one slug
     return f"{slugs[at]}{f'_{same + 1}' if same else ''}-seed{params['seed']}"
 
 
 def slug(text: str) -> str:
-    """Return a text in letters, digits and dashes, as a folder's name.
-
-    Args:
-        text: Such as the name of an arm.
-    """
+    """Return a text in letters, digits and dashes, as a folder's name."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9.]+", "-", plain.lower()).strip("-.")[:60] or "arm"
-
-
-class ClaimFile:
-    """The lock of a trial's folder, which the trial's process holds as well.
-
-    It is free only when neither lives: whoever finds it so may take the trial over at once, with no
-    need to wait for a heartbeat to stop.
-
-    Args:
-        path: The file.
-        token: What the storage says of the claim; it tells that this is the file that is meant.
-    """
-
-    def __init__(self, path: Path, token: str) -> None:
-        self.path = path
-        self.token = token
-        self.descriptor: int | None = None
-
-    def take(self) -> bool:
-        """Take the lock, unless somebody has it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if not lock.held(descriptor):
-            os.close(descriptor)
-            return False
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{socket.gethostname()} {self.token}".encode())
-        self.descriptor = descriptor
-        return True
-
-    def release(self) -> None:
-        """Let go of it."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
-
-
-def lives(path: Path, token: str) -> bool | None:
-    """Whether the holder of a claim lives; None where this machine can't tell.
-
-    Args:
-        path: File of the claim.
-        token: What the storage says of it.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        # A shared file system may keep locks to each machine: only its own says anything.
-        if os.read(descriptor, 4096).decode() != f"{socket.gethostname()} {token}":
-            return None
-        return not lock.held(descriptor)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)

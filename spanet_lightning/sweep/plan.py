@@ -24,8 +24,8 @@ from spanet_lightning.errors import SpanetError
 from spanet_lightning.summary import console, scaled
 from spanet_lightning.sweep.check import ASSUMED_CLASSES, checked
 from spanet_lightning.sweep.command import fit_command
-from spanet_lightning.sweep.definition import Ablation, Study
-from spanet_lightning.sweep.points import Point
+from spanet_lightning.sweep.space import Point
+from spanet_lightning.sweep.study import Ablation, Study
 
 FLAGGED = 0.05
 """Share of the control's MACs that an arm may differ by before it is flagged."""
@@ -137,14 +137,17 @@ def plan(study: Study, *, timed: bool = True) -> Plan:
     if isinstance(method, Ablation):
         rows = [
             Row(**{**vars(row), "trials": len(method.seeds), "published": arm.published})
-            for row, arm in zip(rows, method.arms, strict=True)
+            for row, arm in zip(rows, method.arms.values(), strict=True)
         ]
         trials: int | None = len(rows) * len(method.seeds)
     elif method.sampler == "grid":
         rows = [Row(**{**vars(row), "trials": 1}) for row in rows]
         trials = min(len(rows), method.trials or len(rows))
     else:
-        trials = method.trials
+        trials = study.declared
+        if method.points is not None:
+            text = f"The space has {method.points} points; none is trained twice."
+            notes.append(text)
         notes.append(
             "A search draws its trials; each row but the first one has a value of its own, and the "
             "first one's for the rest."

@@ -335,3 +335,23 @@ def detectable_difference(n: int, sd: float, family: int = 1) -> float | None:
         high *= 2
     root = optimize.brentq(lambda d: power(d, sd, n, family) - POWER, 0.0, high, rtol=1e-4)
     return float(root)
+
+
+def cannot_win(improvements: Sequence[float], margin: float | None = None) -> bool:
+    """Whether an arm can no longer be better than the control, or equivalent to it.
+
+    The rule of `stop_losers`: with three seeds or more, the upper 95 % confidence limit (Student's
+    t) of the mean improvement is below 0, or below -margin. An arm that is dropped claims nothing,
+    and the others are tested as one of the whole family, so that looking after every seed can't
+    raise the rate of false claims; it costs a little power.
+
+    Args:
+        improvements: Arm minus control by seed; of a metric to minimise, control minus arm.
+        margin: Differences that do not matter; None claims no equivalence.
+    """
+    n = len(improvements)
+    if n < 3:
+        return False
+    mean, sd = mean_sd(improvements)
+    limit = mean + float(stats.t.ppf(1 - ALPHA, n - 1)) * sd / math.sqrt(n)
+    return limit < -(margin or 0.0)

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spanet_lightning.sweep import space
-from spanet_lightning.sweep.definition import Study
 from spanet_lightning.sweep.records import TrialRecord
+from spanet_lightning.sweep.study import Study
 
 _NAMES = {
     TrialState.COMPLETE: "complete",
@@ -32,6 +32,8 @@ _COLOURS = {
     "failed": "red",
     "stopped": "dim",
     "retried": "dim",
+    "dropped": "dim",
+    "duplicate": "dim",
     "running": "cyan",
     "waiting": "dim",
 }
@@ -43,8 +45,9 @@ class Row:
 
     Attributes:
         number: Its number.
-        state: "waiting", "running", "complete", "pruned" or "failed"; "retried" and "stopped" where
-            another attempt came after it.
+        state: "waiting", "running", "complete", "pruned" or "failed"; "retried" where another trial
+            of the same cell came after it, "dropped" of an arm that gets no more seeds,
+            "duplicate" of a point that was trained before.
         what: Its arm, or its parameters.
         seed: Seed of the training; None where unknown yet.
         attempt: Which attempt it is.
@@ -82,9 +85,9 @@ def rows(study: optuna.Study, definition: Study) -> list[Row]:
     """
     epochs = study.user_attrs.get("epochs")
     trials = study.get_trials(deepcopy=False)
-    followed = {trial.user_attrs.get("requeued", {}).get("of") for trial in trials}
+    followed = {*study.user_attrs.get("superseded", [])}
     for trial in trials:
-        followed.update(trial.system_attrs.get("retry_history", []))
+        followed.add(trial.user_attrs.get("retry_of"))
     return [_row(trial, definition, epochs, followed) for trial in trials]
 
 
@@ -99,23 +102,11 @@ def as_json(study: optuna.Study, definition: Study) -> dict[str, Any]:
     return {
         "study": definition.name,
         "question": definition.question,
-        "objectives": definition.as_dict()["objectives"],
-        "declared": declared(definition),
+        "objectives": definition.as_dict()["objective"],
+        "declared": definition.declared,
         "counts": _counts(found),
         "trials": [asdict(row) for row in found],
     }
-
-
-def declared(definition: Study) -> int | None:
-    """Return how many trials a study is to have; None where only hours limit it.
-
-    Args:
-        definition: Of the study.
-    """
-    queue = space.queue(definition)
-    if queue is not None:
-        return len(queue)
-    return getattr(definition.method, "trials", None)
 
 
 def view(study: optuna.Study, definition: Study, height: int | None = None) -> Group:
@@ -128,7 +119,7 @@ def view(study: optuna.Study, definition: Study, height: int | None = None) -> G
     """
     found = rows(study, definition)
     counts = _counts(found)
-    total = declared(definition)
+    total = definition.declared
     done = counts.get("complete", 0) + counts.get("pruned", 0)
     parts = [f"{done} of {total} done" if total is not None else f"{done} done"]
     parts += [f"{n} {name}" for name, n in counts.items() if name not in ("complete", "pruned")]
@@ -194,8 +185,12 @@ def _row(
     record = TrialRecord.from_attrs(trial.user_attrs)
     params = trial.params or trial.system_attrs.get("fixed_params", {})
     state = _NAMES[trial.state]
-    if trial.state == TrialState.FAIL and trial.number in followed:
-        state = "stopped" if record.failure == "stopped" else "retried"
+    if trial.number in followed:
+        state = "retried"
+    elif trial.state == TrialState.FAIL and record.failure == "dropped":
+        state = "dropped"
+    elif record.duplicate_of is not None:
+        state = "duplicate"
     curve = trial.intermediate_values
     last = max(curve, default=None)
     metric = curve[last] if last is not None else None

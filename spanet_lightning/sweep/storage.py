@@ -1,4 +1,4 @@
-"""The database of the studies: one of Optuna's, in a file of SQLite's or on a PostgreSQL server."""
+"""The database of the studies: Optuna's, in an SQLite file or on a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -8,78 +8,115 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import filelock
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from spanet_lightning.errors import ConfigError, did_you_mean
-from spanet_lightning.sweep import lock
-from spanet_lightning.sweep.definition import Study
-from spanet_lightning.sweep.stored import study_from_dict
+from spanet_lightning.sweep.study import Study, from_stored
 
 DEFAULT_URL = "sqlite:///sweeps.db"
+HEARTBEAT, GRACE = 15, 60
+"""Seconds between two heartbeats of a running trial, and without one until it is given up."""
 _ACCEPTED = f"{DEFAULT_URL} or postgresql://USER@HOST/DATABASE"
 _DRIVERS = {"psycopg": "postgresql+psycopg", "psycopg2": "postgresql+psycopg2"}
 # Tables that MLflow has and Optuna has not.
 _MLFLOW_TABLES = {"experiments", "runs", "latest_metrics"}
-
-Unreachable = (StorageInternalError, SQLAlchemyError, lock.LockError)
-"""What is raised while a database is away; the same may succeed later."""
+_LOCK_SECONDS = 120
 
 
-@dataclass(frozen=True)
-class Pulse:
-    """How a worker shows that it lives, in seconds.
+def is_outage(error: BaseException) -> bool:
+    """Whether a database may answer the same request later: not if it is damaged."""
+    if isinstance(error, filelock.Timeout):
+        return True
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, DBAPIError) and cause.connection_invalidated:
+        return True
+    return isinstance(cause, OperationalError | InterfaceError) and "not a database" not in str(
+        cause
+    )
 
-    Attributes:
-        interval: Between two signs of life.
-        grace: Without a sign, after which a worker of another machine is given up.
-    """
 
-    interval: int = 15
-    grace: int = 60
-
-
-def open_storage(url: str, *, pulse: Pulse | None = None, create: bool = True) -> RDBStorage:
+def open_storage(
+    url: str, *, create: bool = True, heartbeat: int = HEARTBEAT, grace: int = GRACE
+) -> RDBStorage:
     """Connect to a database, which gets Optuna's tables where it has none.
 
     Args:
         url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.
-        pulse: How workers show that they live.
         create: Whether to create what is missing.
+        heartbeat: Seconds between heartbeats; on a server only.
+        grace: Seconds without a heartbeat after which a trial's supervisor is dead.
 
     Raises:
-        ConfigError: If it can't be reached, is MLflow's, or of another version of Optuna's.
+        ConfigError: If it can't be reached, is MLflow's, or was made by another version of Optuna.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     target = _parse(url)
     _check_file(target, create)
-    pulse = pulse or Pulse()
-    with _one_line(target):
+    # Optuna replaces braces by its version.
+    text = target.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    on_file = target.drivername == "sqlite"
+    with one_line(url):
         engine = sa.create_engine(target, **_engine_settings(target))
         try:
             tables = set(sa.inspect(engine).get_table_names())
             if tables >= _MLFLOW_TABLES:
-                raise _shared(target)
-            if _complete(engine, tables):
-                return _connect(target, pulse)
-            if not create:
+                raise _is_mlflows(target)
+            if not create and "studies" not in tables:
                 raise ConfigError(f"--storage: {_shown(target)} holds no study yet")
-            with lock.exclusive(engine, "tables"):  # two that create them at once collide
-                return _connect(target, pulse)
+            # Two commands that create the tables at once collide; their version comes last.
+            whole = "alembic_version" in tables and _has_version(engine)
+            lock = nullcontext() if whole else exclusive(engine)
+            with lock, warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
+                return RDBStorage(
+                    text,
+                    engine_kwargs=_engine_settings(target),
+                    heartbeat_interval=None if on_file else heartbeat,
+                    grace_period=None if on_file else grace,
+                )
         finally:
             engine.dispose()
 
 
+@contextmanager
+def exclusive(engine: sa.Engine) -> Iterator[None]:
+    """Let one process at a time create, enqueue and claim: both locks end with their process."""
+    if engine.dialect.name == "sqlite":
+        with filelock.FileLock(f"{engine.url.database}.lock", timeout=_LOCK_SECONDS):
+            yield
+        return
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('spanet-sweep'))"))
+        yield
+
+
+def supervisor_lock(storage: RDBStorage, name: str) -> filelock.FileLock | None:
+    """Return the lock that allows one supervisor a study in an SQLite file; None on a server."""
+    if storage.engine.dialect.name != "sqlite":
+        return None
+    file = Path(str(storage.engine.url.database))
+    return filelock.FileLock(file.with_name(f".{file.name}.{name}.lock"), timeout=0)
+
+
 def refuse_tracker(url: str, tracking_uri: str | None) -> None:
-    """Refuse a database that MLflow uses: the migrations of both are in one table of one name.
+    """Refuse a database that MLflow uses: both keep their migrations in a table of the same name.
 
     Args:
         url: The storage.
@@ -88,17 +125,16 @@ def refuse_tracker(url: str, tracking_uri: str | None) -> None:
     Raises:
         ConfigError: If both are the same database.
     """
-    found = [tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")]
     target = _parse(url)
-    for uri in found:
+    for uri in (tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")):
         if not uri or "://" not in uri:
             continue
         try:
             other = make_url(uri)
         except ArgumentError:
             continue
-        if _place(other) == _place(target):
-            raise _shared(target)
+        if _identity(other) == _identity(target):
+            raise _is_mlflows(target)
 
 
 def safe_url(url: str) -> str:
@@ -109,25 +145,24 @@ def safe_url(url: str) -> str:
         return re.sub(r"//[^/@]*@", "//***@", url)
 
 
+def names(storage: RDBStorage) -> list[str]:
+    """Return the names of all studies."""
+    return sorted(study.study_name for study in storage.get_all_studies())
+
+
 def load(url: str, name: str) -> optuna.Study:
     """Return a study.
-
-    Args:
-        url: The storage.
-        name: Name of the study.
 
     Raises:
         ConfigError: If there is none of that name, or the storage can't be read.
     """
     storage = open_storage(url, create=False)
-    with _one_line(make_url(url)):
-        names = sorted(study.study_name for study in storage.get_all_studies())
-        if name not in names:
-            known = f"there is {', '.join(map(repr, names))}" if names else "there is none"
-            raise ConfigError(
-                f"study: got {name!r}, which is not in {safe_url(url)}: {known}"
-                f"{did_you_mean(name, names)}"
-            )
+    with one_line(url):
+        known = names(storage)
+        if name not in known:
+            there = ", ".join(map(repr, known)) or "no study"
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"study: got {name!r}; {safe_url(url)} has {there}{hint}")
         return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -135,22 +170,43 @@ def definition_of(study: optuna.Study) -> Study:
     """Return the definition that a study was created with.
 
     Raises:
-        ConfigError: If it is no study of ours.
+        ConfigError: If `spanet sweep run` did not create it.
     """
     text = study.user_attrs.get("definition")
     if text is None:
         raise ConfigError(
-            f"study: {study.study_name!r} was not made by `spanet sweep run`: it has no definition"
+            f"study: {study.study_name!r} has no definition: `spanet sweep run` did not create it"
         )
-    return study_from_dict(json.loads(text))
+    try:
+        return from_stored(json.loads(text))
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"study: the definition of {study.study_name!r} is damaged") from None
 
 
 def reason(error: BaseException) -> str:
     """Return what a database said, in one line."""
     cause = error.__cause__ or error
     original = getattr(cause, "orig", None)
-    text = str(original if original is not None else cause)
-    return " ".join(text.split())[:200]
+    return " ".join(str(original if original is not None else cause).split())[:200]
+
+
+@contextmanager
+def one_line(url: str) -> Iterator[None]:
+    """Turn the errors of a database into one line without its password."""
+    target = make_url(url)
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (NoSuchModuleError, ImportError) as error:
+        raise ConfigError(f"--storage: {_shown(target)} needs a driver ({reason(error)})") from None
+    except (SQLAlchemyError, StorageInternalError, RuntimeError, filelock.Timeout) as error:
+        # A RuntimeError is Optuna's: the tables are of another version.
+        text = reason(error)
+        text = text.replace(str(target.password), "***") if target.password else text
+        raise ConfigError(f"--storage: {_shown(target)} can't be used ({text})") from None
 
 
 def _parse(url: str) -> URL:
@@ -179,70 +235,37 @@ def _parse(url: str) -> URL:
 def _check_file(target: URL, create: bool) -> None:
     if target.drivername != "sqlite":
         return
-    file = Path(str(target.database))
+    file, shown = Path(str(target.database)), _shown(target)
     if not file.parent.is_dir():
-        raise ConfigError(
-            f"--storage: got {_shown(target)!r}, but there is no folder {file.parent}"
-        )
+        raise ConfigError(f"--storage: got {shown!r}, but there is no folder {file.parent}")
     if file.is_dir():
-        raise ConfigError(f"--storage: got {_shown(target)!r}, which is a folder, expected a file")
-    if not create and not file.exists():
-        raise ConfigError(
-            f"--storage: {_shown(target)} does not exist; give the one of the study (--storage URL)"
-        )
+        raise ConfigError(f"--storage: got {shown!r}, which is a folder, expected a file")
+    if not file.exists():
+        if create:
+            return
+        text = "does not exist; give the storage of the study (--storage URL)"
+        raise ConfigError(f"--storage: {shown} {text}")
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(16)
+    except OSError as error:
+        raise ConfigError(f"--storage: {shown} can't be read ({error.strerror})") from None
+    if start and start != b"SQLite format 3\0":
+        raise ConfigError(f"--storage: {shown} is damaged: it is not an SQLite database")
 
 
 def _engine_settings(target: URL) -> dict[str, object]:
     if target.drivername == "sqlite":
         return {"connect_args": {"timeout": 60}}  # seconds that one writer waits for another
     alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-    # Asked for a sign of life before each use: a restarted server is noticed, and connected anew.
+    # A connection is tried before each use, so that one to a restarted server is opened anew.
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, **alive}}
 
 
-def _complete(engine: sa.Engine, tables: set[str]) -> bool:
-    """Whether Optuna's tables are all there: who creates them writes their version last."""
-    if "alembic_version" not in tables:
-        return False
+def _has_version(engine: sa.Engine) -> bool:
     with engine.connect() as connection:
         found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).first()
     return found is not None
-
-
-def _connect(target: URL, pulse: Pulse) -> RDBStorage:
-    # Optuna fills in a version where the text has braces.
-    url = target.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat is called one
-        return RDBStorage(
-            url,
-            engine_kwargs=_engine_settings(target),
-            heartbeat_interval=pulse.interval,
-            grace_period=pulse.grace,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
-        )
-
-
-@contextmanager
-def _one_line(target: URL) -> Iterator[None]:
-    """Turn what a database complains of into one line without its password."""
-    try:
-        yield
-    except (NoSuchModuleError, ImportError) as error:
-        raise ConfigError(f"--storage: {_shown(target)} needs a driver ({reason(error)})") from None
-    except RuntimeError as error:
-        if isinstance(error, lock.LockError):
-            raise ConfigError(f"--storage: {_shown(target)}: {error}") from None
-        # Optuna's: the tables are of another version.
-        text = _without_password(reason(error), target)
-        raise ConfigError(f"--storage: {_shown(target)} can't be used ({text})") from None
-    except (SQLAlchemyError, StorageInternalError) as error:
-        text = _without_password(reason(error), target)
-        raise ConfigError(f"--storage: {_shown(target)} can't be opened ({text})") from None
-
-
-def _without_password(text: str, target: URL) -> str:
-    return text.replace(str(target.password), "***") if target.password else text
 
 
 def _shown(target: URL) -> str:
@@ -252,7 +275,7 @@ def _shown(target: URL) -> str:
     return target.render_as_string(hide_password=True)
 
 
-def _place(target: URL) -> tuple[object, ...]:
+def _identity(target: URL) -> tuple[object, ...]:
     """Return what two URLs of the same database have in common."""
     kind = target.get_backend_name() if "+" in target.drivername else target.drivername
     if kind == "sqlite":
@@ -261,7 +284,7 @@ def _place(target: URL) -> tuple[object, ...]:
     return kind, target.host, target.port or 5432, target.database, target.query.get("options")
 
 
-def _shared(target: URL) -> ConfigError:
+def _is_mlflows(target: URL) -> ConfigError:
     return ConfigError(
         f"--storage: {_shown(target)} is MLflow's database; Optuna needs one of its own, such as "
         f"{DEFAULT_URL}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,23 +14,21 @@ from spanet_lightning.errors import ConfigError, DataError, SpanetError
 from spanet_lightning.sweep import plan
 from spanet_lightning.sweep.check import check_study
 from spanet_lightning.sweep.command import fit_command, resolve
-from spanet_lightning.sweep.definition import Arm, Choice, Condition, Objective, Range, Study
-from spanet_lightning.sweep.parse import read_study, with_overrides
-from spanet_lightning.sweep.points import points
-from spanet_lightning.sweep.stored import study_from_dict
+from spanet_lightning.sweep.space import points
+from spanet_lightning.sweep.study import Study, from_stored, read_study
 from tests.helpers import CONFIGS, files, images
 
 V2 = CONFIGS / "digits" / "spanetv2.yaml"
 HEAD = f"""question: Does it matter?
 config: {V2}
-objective: {{metric: val/top1, goal: max}}
+objective: {{metric: val/top1, direction: maximize}}
 """
 ARMS = """ablation:
   seeds: [0, 1]
   control: with
   arms:
     with: {}
-    without: {set: {model.backbone.srf: false}, published: 82.2}
+    without: {overrides: {model.backbone.srf: false}, published: 82.2}
 """
 SPACE = """search:
   sampler: tpe
@@ -90,15 +87,17 @@ def refused(text: str, check: bool = False) -> str:
 
 
 def test_ablation_is_what_its_file_says() -> None:
-    text = HEAD + "test: test/top1\nset: {trainer: {max_epochs: 8}, model.backbone.srf: true}\n"
+    text = (
+        HEAD + "test: test/top1\noverrides: {trainer: {max_epochs: 8}, model.backbone.srf: true}\n"
+    )
     found = study(text + ARMS)
     assert found.name == "tiny-study"
-    assert found.objectives == (Objective("val/top1", "max", "best"),)
+    assert [objective.metric for objective in found.objectives] == ["val/top1"]
     assert found.overrides == {"trainer.max_epochs": 8, "model.backbone.srf": True}
-    assert found.test == "test/top1"
-    method: Any = found.method
-    assert (method.control, method.seeds) == ("with", (0, 1))
-    assert method.arms == (Arm("with"), Arm("without", {"model.backbone.srf": False}, 82.2))
+    assert found.ablation is not None
+    assert (found.ablation.control, found.ablation.seeds) == ("with", (0, 1))
+    arms = [(a.name, a.overrides, a.published) for a in found.ablation.arms.values()]
+    assert arms == [("with", {}, None), ("without", {"model.backbone.srf": False}, 82.2)]
 
 
 def test_grid_of_an_ablation_has_every_point_as_an_arm() -> None:
@@ -107,62 +106,95 @@ def test_grid_of_an_ablation_has_every_point_as_an_arm() -> None:
   control: kernels=3, srf=on
   grid:
     kernels: {key: model.backbone.kernel_sizes, values: {"3": [3], "3+5": [3, 5]}}
-    srf: {key: model.backbone.srf, values: {"on": true, "off": false}}
+    srf: {key: model.backbone.srf, values: {on: true, off: false}}
 """
-    method: Any = study(HEAD + grid).method
-    assert [arm.name for arm in method.arms] == [
+    found = study(HEAD + grid).ablation
+    assert found is not None
+    names = [
         "kernels=3, srf=on",
         "kernels=3, srf=off",
         "kernels=3+5, srf=on",
         "kernels=3+5, srf=off",
     ]
-    assert method.arms[3].overrides == {
+    assert list(found.arms) == names
+    assert found.arms["kernels=3+5, srf=off"].overrides == {
         "model.backbone.kernel_sizes": [3, 5],
         "model.backbone.srf": False,
     }
 
 
+def test_names_are_the_text_that_was_written() -> None:
+    """`off` is no boolean and `007` no number where a name is expected."""
+    text = (
+        "ablation:\n  seeds: [0]\n  control: off\n  arms: {off: {}, 007: {overrides: {a.b: 1}}}\n"
+    )
+    found = study(HEAD + text).ablation
+    assert found is not None
+    assert (found.control, list(found.arms)) == ("off", ["off", "007"])
+    space = SPACE.replace('"3": [3], "3+5": [3, 5]', "on: [3], off: [3, 5]").replace('"3"', "on")
+    search = study(HEAD + space).search
+    assert search is not None
+    assert search.space["heads"].when == {"size": ["on"]}
+
+
 def test_search_is_what_its_file_says() -> None:
-    method: Any = study(HEAD + SPACE).method
-    mixer, size, lr, heads = method.space
-    assert (method.sampler, method.pruner, method.trials, method.hours) == ("tpe", "none", 4, None)
-    assert isinstance(mixer, Choice)
-    assert list(mixer.values) == ["pure", "late"]
-    assert size.values == {"3": [3], "3+5": [3, 5]}
-    assert lr == Range("lr", "model.optimizer.lr", "float", 1e-4, 1e-2, log=True)
-    assert heads.when == Condition("size", ("3",))
+    search = study(HEAD + SPACE).search
+    assert search is not None
+    assert (search.sampler, search.pruner, search.trials, search.hours) == ("tpe", "none", 4, None)
+    mixer, size, lr, heads = search.space.values()
+    assert list(mixer.choices or ()) == ["pure", "late"]
+    assert size.choices == {"3": [3], "3+5": [3, 5]}
+    assert (lr.low, lr.high, lr.log) == (1e-4, 1e-2, True)
+    assert heads.when == {"size": ["3"]}
+    assert search.points is None  # without end
+    less = study(HEAD + SPACE.replace("float: [1e-4, 1e-2], log: true", "choices: [1e-3]")).search
+    assert less is not None
+    assert less.points == 2 * (4 + 1)
 
 
 @pytest.mark.parametrize("body", [ARMS, SPACE])
 def test_definition_comes_back_from_storage(body: str) -> None:
     found = study(HEAD + body)
-    stored = json.loads(json.dumps(found.as_dict()))
-    assert "where" not in stored  # a study that moved within its file is the same study
-    again = study_from_dict(stored)
-    assert again == found
+    again = from_stored(json.loads(json.dumps(found.as_dict())))
+    assert again.as_dict() == found.as_dict()
     assert again.digest() == found.digest()
 
 
-def test_definition_of_another_version_is_one_line() -> None:
-    stored = study(HEAD + ARMS).as_dict()
-    del stored["method"]["seeds"]
-    with pytest.raises(ConfigError, match=r"definition: .* can't read \(KeyError: 'seeds'\)"):
-        study_from_dict(stored)
+def test_definition_of_the_first_version_is_read() -> None:
+    objective = {"metric": "val/top1", "goal": "min", "at": "best"}
+    old = {"name": "a", "question": "b", "configs": ["c"], "objectives": [objective],
+           "overrides": {}, "test": None, "note": "", "kind": "ablation", "where": {}}  # fmt: skip
+    arms = [{"name": n, "overrides": {}, "published": None} for n in "xy"]
+    found = from_stored({**old, "method": {"control": "x", "arms": arms, "seeds": [0]}})
+    assert found.ablation is not None
+    assert list(found.ablation.arms) == ["x", "y"]
+    assert found.objectives[0].direction == "minimize"
+    space = [{"name": "k", "key": "a.k", "values": {"3": [3]}, "when": None},
+             {"name": "h", "key": "a.h", "kind": "int", "low": 1, "high": 4, "step": None,
+              "log": False, "when": {"parameter": "k", "values": ["3"]}}]  # fmt: skip
+    method = {"space": space, "sampler": "tpe", "pruner": "none", "trials": 4, "hours": None,
+              "seed": 0, "train_seed": 0}  # fmt: skip
+    search = from_stored({**old, "kind": "search", "method": method}).search
+    assert search is not None
+    assert search.space["h"].when == {"k": ["3"]}
+    with pytest.raises(ConfigError, match=r"definition: .* can't read"):
+        from_stored({**old, "method": {}})
 
 
-def test_configuration_may_stand_beside_the_study() -> None:
+def test_configuration_may_be_beside_the_study() -> None:
     path = written(HEAD.replace(str(V2), "own.yaml") + ARMS)
     Path("sweeps/tiny/own.yaml").write_text(V2.read_text(encoding="utf-8"), encoding="utf-8")
     assert read_study(path).configs == ("sweeps/tiny/own.yaml",)
 
 
 def test_command_line_adds_overrides_for_every_trial() -> None:
-    found = with_overrides(study(HEAD + ARMS), ["--data.batch_size=8", "--data.augment=false"])
+    path = written(HEAD + ARMS)
+    found = read_study(path, ["--data.batch_size=8", "--data.augment=false"])
     assert found.overrides == {"data.batch_size": 8, "data.augment": False}
     with pytest.raises(ConfigError, match="--KEY=VALUE"):
-        with_overrides(found, ["extra"])
-    with pytest.raises(ConfigError, match="seed_everything: is not for a study to set"):
-        with_overrides(found, ["--seed_everything=1"])
+        read_study(path, ["extra"])
+    with pytest.raises(ConfigError, match="seed_everything is not for a study to set"):
+        read_study(path, ["--seed_everything=1"])
 
 
 # -- mistakes in the file alone
@@ -173,71 +205,65 @@ def swapped(old: str, new: str, text: str = HEAD + ARMS) -> str:
     return text.replace(old, new, 1)
 
 
+TWO = "[{metric: val/top1, direction: maximize}, {metric: cost/macs, direction: minimize}]"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (swapped("question", "qestion"), ":1: qestion: there is no such key; did you mean 'qu"),
-        (swapped("question: Does it matter?\n", ""), "question: is missing; expected a text"),
-        (swapped("question: Does it matter?", "question: 3"), ":1: question: got 3, expected a"),
+        (
+            swapped("question", "qestion"),
+            ":1: qestion: there is no such key; expected one of name,",
+        ),
+        (swapped("question", "qestion"), "did you mean 'question'?"),
+        (swapped("question: Does it matter?\n", ""), "study.yaml: question: is missing"),
         (swapped(str(V2), "nowhere.yaml"), ":2: config: got 'nowhere.yaml', which does not exist"),
-        (swapped(f"config: {V2}", "config: []"), ":2: config: got [], expected the path"),
         (HEAD + ARMS + "question: again\n", "question: given twice in one mapping (first in line"),
         (HEAD, "got neither of ablation and search, expected one of them"),
-        (HEAD + ARMS + SPACE, "got both of ablation and search"),
         (HEAD + ARMS + "name: a/b\n", ":10: name: got 'a/b', expected 1 to 100 letters"),
         (HEAD + ARMS + "test: val/top1\n", ":10: test: got 'val/top1', expected a metric of the"),
+        # keys of the first version
+        (HEAD + "set: {a.b: 1}\n" + ARMS, ":4: set: was renamed; write overrides"),
+        (swapped("overrides:", "set:"), ":9: ablation.arms.without.set: was renamed; write overri"),
+        (
+            swapped("direction: maximize", "goal: max"),
+            ":3: objective.goal: was renamed; write direct",
+        ),
         # objectives
-        (swapped("goal: max", "goal: maximum"), ":3: objective.goal: got 'maximum', expected one"),
-        (swapped(", goal: max", ""), ":3: objective.goal: is missing; expected one of 'max', 'mi"),
-        (swapped("val/top1", "test/top1"), "got 'test/top1', expected a metric of validation"),
+        (swapped("maximize", "maximum"), ":3: objective.direction: got 'maximum', expected one of"),
+        (swapped("maximize", "maximum"), "did you mean 'maximize'?"),
+        (swapped("val/top1", "test/top1"), "got 'test/top1', expected a validation metric"),
         (swapped("val/top1", "cost/macs"), "got 'cost/macs', expected a metric that runs log"),
-        (swapped("{metric: val/top1, goal: max}", "[]"), ":3: objective: got [], expected at le"),
-        (
-            swapped(
-                "{metric: val/top1, goal: max}",
-                "[{metric: val/top1, goal: max}, {metric: cost/mac, goal: min}]",
-            ),
-            "got 'cost/mac', expected one of 'cost/parameters', 'cost/macs'",
-        ),
+        (swapped("val/top1", "cost/mac"), "got 'cost/mac', expected one of 'cost/parameters', 'co"),
         # overrides
-        (HEAD + "set: 3\n" + ARMS, ":4: set: got 3, expected overrides of the experiment"),
-        (HEAD + "set: {seed_everything: 1}\n" + ARMS, "seed_everything: is not for a study to se"),
-        (HEAD + "set: {lr!: 1}\n" + ARMS, "got 'lr!', expected a dotted key"),
-        (HEAD + "set: {model.optimizer.lr: .inf}\n" + ARMS, "got inf, expected a finite number"),
-        (
-            HEAD + "set: {model.backbone.srf: true, model.init_args.backbone.srf: true}\n" + ARMS,
-            "model.backbone.srf is set twice",
-        ),
+        (HEAD + "overrides: 3\n" + ARMS, ":4: overrides: got 3, expected overrides by dotted key"),
+        (HEAD + "overrides: {lr!: 1}\n" + ARMS, "got 'lr!', expected a dotted key"),
+        (HEAD + "overrides: {a.b: .inf}\n" + ARMS, "got inf, expected a finite number"),
+        (HEAD + "overrides: {a.b: 1, a.init_args.b: 2}\n" + ARMS, "a.b is set twice"),
         # ablations
         (swapped("control: with", "control: wth"), ":6: ablation.control: got 'wth', expected one"),
-        (swapped("control: with", "control: wth"), "did you mean 'with'?"),
-        (swapped("  control: with\n", ""), "ablation.control: is missing; expected one of 'with'"),
+        (swapped("  control: with\n", ""), "ablation.control: is missing"),
         (swapped("[0, 1]", "[0, 0]"), ":5: ablation.seeds: got the seed 0 twice"),
-        (swapped("[0, 1]", "[0, -1]"), ":5: ablation.seeds[1]: got -1, expected an integer"),
-        (swapped("[0, 1]", "[0, 0.5]"), ":5: ablation.seeds[1]: got 0.5, expected an integer"),
-        (swapped("[0, 1]", "2"), ":5: ablation.seeds: got 2, expected a list of integers"),
+        (swapped("[0, 1]", "[0, -1]"), ":5: ablation.seeds: got -1, expected greater than"),
+        (swapped("[0, 1]", "[0, 0.5]"), ":5: ablation.seeds: got 0.5, expected a valid integer"),
         (swapped("without:", "with:"), ":9: with: given twice in one mapping (first in line 8)"),
-        (swapped("{set: {m", "{sets: {m"), "without.sets: there is no such key; did you mean 'se"),
-        (
-            swapped("{set: {model.backbone.srf: false}, ", "{model.backbone.srf: false, "),
-            "without.model.backbone.srf: there is no such key; overrides stand under 'set'",
-        ),
-        (swapped("82.2", "good"), ":9: ablation.arms.without.published: got 'good', expected a nu"),
-        (swapped("    without:", "  withot:"), "ablation.withot: there is no such key"),
+        (swapped("{overrides: {m", "{override: {m"), "without.override: there is no such key"),
+        (swapped("{overrides: {m", "{model.a: 1, overrides: {m"), "overrides go under 'overrides'"),
+        (swapped("82.2", "good"), ":9: ablation.arms.without.published: got 'good', expected a va"),
         (HEAD + ARMS[: ARMS.index("    without")], "expected the control and at least one other"),
         # searches
         (swapped("tpe", "tpee", HEAD + SPACE), ":5: search.sampler: got 'tpee', expected one of"),
-        (swapped("trials: 4", "trials: 0", HEAD + SPACE), "search.trials: got 0, expected an inte"),
         (swapped("  trials: 4\n", "", HEAD + SPACE), "search.trials: is missing; expected trials,"),
-        (swapped("trials: 4", "hours: -1", HEAD + SPACE), "search.hours: got -1, expected a numbe"),
         (swapped("[1e-4, 1e-2]", "[1e-2, 1e-4]", HEAD + SPACE), "lr.float: got [0.01, 0.0001]"),
         (swapped("[1e-4, 1e-2]", "[0, 1e-2]", HEAD + SPACE), "bounds above 0, as log is true"),
         (swapped("log: true", "step: 0.004", HEAD + SPACE), "got 0.004, expected a step that lea"),
-        (swapped("int: [1, 4]", "int: [1, 4.5]", HEAD + SPACE), "heads.int: got [1, 4.5], expect"),
         (swapped("int: [1, 4]", "choices: []", HEAD + SPACE), "heads.choices: got [], expected v"),
         (swapped("int: [1, 4]", "choices: [1, 1]", HEAD + SPACE), "'1' is the same value as '1'"),
-        (swapped("int: [1, 4]", "float: 3, int: 3", HEAD + SPACE), "got int and float of choices"),
-        (swapped("{size:", "{sise:", HEAD + SPACE), "got 'sise', expected a parameter that stands"),
+        (
+            swapped("int: [1, 4]", "float: [1, 2], int: [3, 4]", HEAD + SPACE),
+            "got int and float of",
+        ),
+        (swapped("{size:", "{sise:", HEAD + SPACE), "got 'sise', expected a parameter that prece"),
         (swapped('{size: "3"}', '{size: "5"}', HEAD + SPACE), "when: got '5', expected one of '3'"),
         (swapped("tpe", "grid", HEAD + SPACE), "search.space.lr: got a parameter without a grid"),
         (
@@ -246,12 +272,10 @@ def swapped(old: str, new: str, text: str = HEAD + ARMS) -> str:
         ),
         (
             swapped("trials: 4", "trials: 4\n  pruner: median", HEAD + SPACE).replace(
-                "{metric: val/top1, goal: max}",
-                "[{metric: val/top1, goal: max}, {metric: cost/macs, goal: min}]",
+                "{metric: val/top1, direction: maximize}", TWO
             ),
-            "search.pruner: got 'median', expected 'none' where there are several objectives",
+            "search.pruner: got 'median', expected 'none' with several objectives",
         ),
-        ("- 1\n", "expected keys and values"),
         ("a: [\n", "not valid YAML"),
         ("a: !!python/object:os.system {}\n", "the tag"),
     ],
@@ -278,7 +302,10 @@ def test_file_that_is_not_there_names_the_nearest_one() -> None:
         (swapped("backbone.srf: f", "backbone.sfr: f"), ":9: arm 'without': model.backbone.sfr: g"),
         (swapped("backbone.srf: f", "backbone.sfr: f"), "did you mean 'model.backbone.srf'?"),
         (swapped("srf: false", "srf: maybe"), "model.backbone.srf: got 'maybe', expected true"),
-        (HEAD + "set: {trainer.max_epoch: 3}\n" + ARMS, ":4: set: trainer.max_epoch: got 3, but"),
+        (
+            HEAD + "overrides: {trainer.max_epoch: 3}\n" + ARMS,
+            ":4: overrides: trainer.max_epoch: got 3, but",
+        ),
         (swapped("srf: false", "variant: tst"), "variant: got 'tst', expected one of 's18_pure'"),
         # values, as the constructors check them
         (swapped("srf: false", "kernel_sizes: [4]"), "kernel_sizes: got 4, expected an odd"),
@@ -296,7 +323,10 @@ def test_file_that_is_not_there_names_the_nearest_one() -> None:
         (swapped("val/top1", "val/top"), "did you mean 'val/top5'?"),
         (swapped("val/top1", "val/miou"), "got 'val/miou', expected one of 'val/ece'"),
         (HEAD + ARMS + "test: test/tpo1\n", ":10: test: got 'test/tpo1', expected one of 'test"),
-        (HEAD + "set: {checkpoint.monitor: val/los}\n" + ARMS, "set: checkpoint.monitor: got 'val"),
+        (
+            HEAD + "overrides: {checkpoint.monitor: val/los}\n" + ARMS,
+            "overrides: checkpoint.monitor: got 'val",
+        ),
         # searches: every choice, both ends
         (swapped("attention]", "atention]", HEAD + SPACE), "search.space.mixer: model.backbone.mi"),
         (swapped("[3, 5]", "[3, 4]", HEAD + SPACE), "search.space.size: model.backbone.kernel_siz"),
@@ -342,7 +372,7 @@ def test_data_that_is_not_here_is_refused_unless_it_may_be_missing(tmp_path: Pat
         check_study(found)
     check_study(found, data=False)
     root = images(tmp_path / "few")
-    here = dataclasses.replace(found, overrides={"data.root": str(root)})
+    here = found.model_copy(update={"overrides": {"data.root": str(root)}})
     check_study(here)
 
 
@@ -350,7 +380,9 @@ def test_data_that_is_not_here_is_refused_unless_it_may_be_missing(tmp_path: Pat
 
 
 def test_command_says_the_trial() -> None:
-    found = study(HEAD + "set: {trainer.max_epochs: 8, model.backbone.variant: test}\n" + ARMS)
+    found = study(
+        HEAD + "overrides: {trainer.max_epochs: 8, model.backbone.variant: test}\n" + ARMS
+    )
     overrides = {"model.backbone.kernel_sizes": [3, 5], "model.backbone": "SPANetV2"}
     argv = fit_command(found, overrides, 7, folder_root="runs/sweeps/x", name="a-seed7")
     assert argv == [
@@ -388,7 +420,7 @@ def test_fingerprint_is_of_the_training_alone() -> None:
 
 
 def test_plan_has_costs_and_flags_unequal_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    arms = ARMS + "    wide: {set: {model.backbone.dims: [32, 64, 96, 128]}}\n"
+    arms = ARMS + "    wide: {overrides: {model.backbone.dims: [32, 64, 96, 128]}}\n"
     found = study(HEAD + arms)
     before = files()
     planned = plan.plan(found, timed=False)
@@ -412,7 +444,7 @@ def test_plan_has_costs_and_flags_unequal_ones(capsys: pytest.CaptureFixture[str
 
 
 def test_plan_times_a_few_steps_and_writes_nothing() -> None:
-    text = HEAD + "set: {trainer.max_epochs: 3, trainer.limit_train_batches: 4}\n" + ARMS
+    text = HEAD + "overrides: {trainer.max_epochs: 3, trainer.limit_train_batches: 4}\n" + ARMS
     found = study(text)
     before, seed = files(), os.environ.get("PL_GLOBAL_SEED")
     planned = plan.plan(found)
@@ -424,7 +456,7 @@ def test_plan_times_a_few_steps_and_writes_nothing() -> None:
 
 
 def test_plan_of_an_accelerator_that_is_not_here_says_so() -> None:
-    found = study(HEAD + "set: {trainer.accelerator: gpu, trainer.devices: 64}\n" + ARMS)
+    found = study(HEAD + "overrides: {trainer.accelerator: gpu, trainer.devices: 64}\n" + ARMS)
     planned = plan.plan(found)
     assert planned.rows[0].macs is not None
     assert planned.rows[0].seconds is None
