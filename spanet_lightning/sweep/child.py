@@ -7,7 +7,6 @@ torch: what runs the trial is the module that the specification names.
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import json
 import os
@@ -196,8 +195,6 @@ def _attempt(spec: Spec, link: Link) -> int:
             link.send("failed", failure=failure, reason=reason)
         traceback.print_exc()
         return 1
-    finally:
-        atexit._run_exitfuncs()  # a forked process runs none by itself
     return 0
 
 
