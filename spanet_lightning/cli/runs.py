@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -88,20 +89,16 @@ def _list(args: argparse.Namespace) -> None:
         print(json.dumps([one.as_dict() for one in runs], indent=1))
         return
     columns = _columns(args.columns, runs)
-    table = Table(title=f"Runs in {escape(store.shown)}", title_justify="left", box=box.SIMPLE_HEAD)
-    shown = [tag for tag in _TAGS if _tells(tag, runs) and tag not in columns]
-    for name in ("run", "id", "status", "started", "took"):
-        table.add_column(name, no_wrap=True)
-    for name in shown:
-        table.add_column(name, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    tags = [tag for tag in _TAGS if _varies(tag, runs) and tag not in columns]
+    table = _table(
+        f"Runs in {store.shown}", ["run", "id", "status", "started", "took", *tags], columns, True
+    )
     for one in runs:
         cells = [one.name, one.id[:8], one.status, f"{one.started:%m-%d %H:%M}", _took(one.seconds)]
-        cells += [one.tags.get(tag, "") for tag in shown]
-        cells += [_value(_lookup(one, name)) for name in columns]
+        cells += [one.tags.get(tag, "") for tag in tags]
+        cells += [_value(_values(one).get(name)) for name in columns]
         table.add_row(*map(escape, cells))
-    _console(110 + 12 * len(columns)).print(table)
+    _print(table, least=110 + 12 * len(columns))
     if not runs:
         print("No runs.")
 
@@ -111,29 +108,36 @@ def _show(args: argparse.Namespace) -> None:
 
     store = Store(args.tracking_uri)
     one = store.find(args.run)
+    account = store.account(one)
     if args.json:
-        print(json.dumps({**one.as_dict(), "account": store.account(one)}, indent=1))
+        print(json.dumps({**one.as_dict(), "account": account}, indent=1))
         return
-    head = {
-        "run": one.name,
-        "id": one.id,
-        "experiment": one.experiment,
-        "status": one.status,
-        "started": f"{one.started:%Y-%m-%d %H:%M:%S}",
-        "took": _took(one.seconds),
-        **dict(sorted(one.own_tags().items())),
-        "artifacts": one.artifacts,
+    facts = account or {}
+    parts: dict[str, Mapping[str, Any]] = {
+        "Run": {
+            "run": one.name,
+            "id": one.id,
+            "experiment": one.experiment,
+            "status": one.status,
+            "started": f"{one.started:%Y-%m-%d %H:%M:%S}",
+            "took": _took(one.seconds),
+            **dict(sorted(one.own_tags().items())),
+            "artifacts": one.artifacts,
+        },
+        "Metrics (last values)": dict(sorted(one.metrics.items())),
+        "Configuration": dict(sorted(one.params.items())),
+        "Hardware and versions": {
+            **(facts.get("hardware") or {}),
+            **(facts.get("versions") or {}),
+        },
     }
-    out = _console()
-    out.print(_table("Run", head))
-    out.print(
-        _table("Metrics (last values)", {k: _value(v) for k, v in sorted(one.metrics.items())})
-    )
-    out.print(_table("Configuration", dict(sorted(one.params.items()))))
-    account = store.account(one) or {}
-    known = {**(account.get("hardware") or {}), **(account.get("versions") or {})}
-    if known:
-        out.print(_table("Hardware and versions", {k: str(v) for k, v in known.items()}))
+    for title, rows in parts.items():
+        if rows:
+            table = _table(title, ["", ""], [])
+            table.show_header = False
+            for name, value in rows.items():
+                table.add_row(escape(name), escape(_value(value)))
+            _print(table)
 
 
 def _diff(args: argparse.Namespace) -> None:
@@ -141,35 +145,35 @@ def _diff(args: argparse.Namespace) -> None:
 
     store = Store(args.tracking_uri)
     a, b = store.find(args.first), store.find(args.second)
-    # Those that only say which run it is, and where.
-    aside = ("command", "folder", "name")
-    about = {k: v for k, v in differences(a.own_tags(), b.own_tags()).items() if k not in aside}
-    config = {k: v for k, v in differences(a.params, b.params).items() if k not in aside}
     accounts = [store.account(one) or {} for one in (a, b)]
+    config = differences(a.params, b.params)
+    about = differences(a.own_tags(), b.own_tags())
     for part in ("versions", "hardware"):
         pairs = differences(*(one.get(part) or {} for one in accounts))
-        about |= {f"{part}.{k}": v for k, v in pairs.items() if k != "load_average"}
+        about |= {f"{part}.{key}": pair for key, pair in pairs.items() if key != "load_average"}
+    for key in ("command", "folder", "name"):  # which only say which run it is, and where
+        config.pop(key, None)
+        about.pop(key, None)
+    metrics = {n: (a.metrics.get(n), b.metrics.get(n)) for n in sorted({*a.metrics, *b.metrics})}
     if args.json:
-        metrics = {n: (a.metrics.get(n), b.metrics.get(n)) for n in {*a.metrics, *b.metrics}}
         document = {"a": a.id, "b": b.id, "config": config, "about": about, "metrics": metrics}
         print(json.dumps(document, indent=1, sort_keys=True))
         return
-    out = _console()
-    titles = (f"{a.name} ({a.id[:8]})", f"{b.name} ({b.id[:8]})")
+    titles = [f"{letter}: {one.name} ({one.id[:8]})" for letter, one in (("A", a), ("B", b))]
     for title, pairs in (("Configuration", config), ("Code, data and machine", about)):
         if not pairs:
-            out.print(f"{title}: the same\n", highlight=False)
+            print(f"{title}: the same\n")
             continue
-        table = _side_by_side(f"{title}: what is different", titles)
-        for name, (first, second) in sorted(pairs.items()):
-            table.add_row(*map(escape, (name, _text(first), _text(second))))
-        out.print(table)
-    table = _side_by_side("Metrics (last values)", titles, "B - A")
-    for name in sorted({*a.metrics, *b.metrics}):
-        x, y = a.metrics.get(name), b.metrics.get(name)
+        table = _table(f"{title}: differences", [""], titles)
+        for name, pair in sorted(pairs.items()):
+            texts = ("–" if value is None else str(value) for value in pair)
+            table.add_row(*map(escape, (name, *texts)))
+        _print(table)
+    table = _table("Metrics (last values)", [""], [*titles, "B - A"])
+    for name, (x, y) in metrics.items():
         change = "" if x is None or y is None else f"{y - x:+.4g}" if y != x else "0"
         table.add_row(escape(name), _value(x), _value(y), change)
-    out.print(table)
+    _print(table)
 
 
 def _repeat(args: argparse.Namespace) -> None:
@@ -180,43 +184,34 @@ def _repeat(args: argparse.Namespace) -> None:
     one = store.find(args.run)
     print(f"Repeating {one.name} ({one.id})", flush=True)
     found = repeat(store, one, lambda line: print(line, flush=True))
+    again = f"(repeated as {found.run_id[:8]})"
     if not found.different:
-        print(
-            f"Bit for bit the same: {found.points} points of {found.metrics} metrics "
-            f"(repeated as {found.run_id[:8]})"
-        )
+        print(f"Bit for bit the same: {found.points} points of {found.metrics} metrics {again}")
         return
-    table = Table(title="Not the same", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("metric", "it was", "it is now", "difference", "points that differ"):
-        table.add_column(name, justify="left" if name == "metric" else "right")
+    columns = ["it was", "it is now", "difference", "points that differ"]
+    table = _table("Not the same", ["metric"], columns)
     for d in found.different:
         change = "" if d.then is None or d.now is None else f"{d.now - d.then:+.3g}"
         cells = (d.name, _value(d.then), _value(d.now), change, f"{d.points} of {d.total}")
         table.add_row(*map(escape, cells))
-    _console().print(table)
-    print(
-        f"{len(found.different)} of {found.metrics} metrics differ (repeated as {found.run_id[:8]})"
-    )
+    _print(table)
+    print(f"{len(found.different)} of {found.metrics} metrics differ {again}")
     sys.exit(EXIT_DIFFERENT)
 
 
 def _order(key: str, ascending: bool, sample: Sequence[RunView]) -> str:
-    """Return what to sort by in MLflow's words: a key alone does not say what it is of.
+    """Return what to sort by in MLflow's language: a key alone does not say what it is of.
 
     Raises:
         ConfigError: If no run has such a key.
     """
     way = "ASC" if ascending else "DESC"
-    if key in _FIELDS:
-        return f"attributes.{_FIELDS[key]} {way}"
-    known = [*_FIELDS]
     for kind in ("metrics", "tags", "params"):
-        names = {name for one in sample for name in getattr(one, kind)}
-        if key in names:
+        if key not in _FIELDS and any(key in getattr(one, kind) for one in sample):
             return f"{kind}.`{key}` {way}"
-        known += sorted(names)
-    if not sample:
-        return f"attributes.start_time {way}"
+    if key in _FIELDS or not sample:
+        return f"attributes.{_FIELDS.get(key, 'start_time')} {way}"
+    known = [*_FIELDS, *sorted({name for one in sample for name in _values(one)})]
     raise ConfigError(
         f"--sort: got {key!r}, which no run has, expected a metric, a tag or a parameter"
         f"{did_you_mean(key, known)}"
@@ -224,76 +219,47 @@ def _order(key: str, ascending: bool, sample: Sequence[RunView]) -> str:
 
 
 def _columns(asked: str | None, runs: Sequence[RunView]) -> list[str]:
-    """Return the columns of figures: those asked for, or the few that say most."""
+    """Return the columns of figures: those asked for, or the best and the tested metrics."""
+    known = {name for one in runs for name in _values(one)}
     if asked is not None:
         columns = [name.strip() for name in asked.split(",") if name.strip()]
-        known = {
-            name for one in runs for kind in (one.metrics, one.tags, one.params) for name in kind
-        }
         for name in columns:
             if runs and name not in known:
-                raise ConfigError(
-                    f"--columns: got {name!r}, which no run has{did_you_mean(name, known)}"
-                )
+                hint = did_you_mean(name, known)
+                raise ConfigError(f"--columns: got {name!r}, which no run has{hint}")
         return columns
-    names = {name for one in runs for name in one.metrics}
-    tested = sorted(name for name in names if name.startswith("test/"))
-    best = sorted({tag for one in runs for tag in one.tags if tag.startswith("best.val/")})
-    validated = sorted(name for name in names if name.startswith("val/"))
-    return [*best, *tested, *validated][:_MOST_METRICS]
+    kinds = ("best.val/", "test/", "val/")
+    return [n for kind in kinds for n in sorted(known) if n.startswith(kind)][:_MOST_METRICS]
 
 
-def _tells(tag: str, runs: Sequence[RunView]) -> bool:
-    """Whether a tag's column says something: the task of runs of one task alone does not."""
+def _varies(tag: str, runs: Sequence[RunView]) -> bool:
+    """Whether a tag is worth a column: the task of runs of one task alone is not."""
     values = {one.tags.get(tag) for one in runs}
     return values != {None} and (len(values) > 1 or tag in ("seed", "backbone", "dataset"))
 
 
-def _lookup(one: RunView, name: str) -> Any:
-    for kind in (one.metrics, one.tags, one.params):
-        if name in kind:
-            return kind[name]
-    return None
+def _values(one: RunView) -> dict[str, Any]:
+    return {**one.params, **one.tags, **one.metrics}
 
 
-def _table(title: str, rows: Mapping[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
-    table.add_column(style="bold", overflow="fold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(escape(name), escape(value))
+def _table(title: str, names: Sequence[str], figures: Sequence[str], wide: bool = False) -> Table:
+    """Return an empty table: columns of names, and of figures, which are aligned to the right."""
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for name in (*names, *figures):
+        justify: Any = "right" if name in figures else "left"
+        table.add_column(escape(name), justify=justify, no_wrap=wide, overflow="fold")
     return table
 
 
-def _side_by_side(title: str, runs: Sequence[str], *more: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", style="bold", overflow="fold")
-    for letter, name in zip("AB", runs, strict=True):
-        table.add_column(f"{letter}: {escape(name)}", justify="right", overflow="fold")
-    for name in more:
-        table.add_column(name, justify="right")
-    return table
-
-
-def _console(least: int = 0) -> Any:
+def _print(table: Table, least: int = 0) -> None:
     from spanet_lightning.summary import console
 
-    return console(least)
+    console(least).print(table)
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value)
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _took(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return "" if seconds is None else str(timedelta(seconds=round(seconds))).removeprefix("0:")

@@ -1,4 +1,4 @@
-"""Reading runs back: find, list, compare. What `spanet runs` prints is made of this."""
+"""Reading runs back, for `spanet runs` and for what is added to a run later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,13 +23,12 @@ from spanet_lightning.tracking.addresses import (
 from spanet_lightning.tracking.client import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
 
+ACCOUNT = "provenance/run.json"
+"""What a run recorded of itself when it began, among its artifacts."""
 _ID = re.compile(r"[0-9a-f]{4,32}")
-_PAGE = 1000  # runs that a store gives at once
+_ALL = 100_000  # runs, of which names and beginnings of ids are searched
 
 
 @dataclass(frozen=True)
@@ -62,20 +60,15 @@ class RunView:
     artifacts: str
 
     def own_tags(self) -> dict[str, str]:
-        """Return the tags that say what the run was, not how MLflow keeps it."""
+        """Return the tags that tell what the run was, not how MLflow stores it."""
         return {k: v for k, v in self.tags.items() if not k.startswith(("mlflow.", "spanet."))}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the run for JSON."""
-        values = {name: getattr(self, name) for name in ("id", "name", "experiment", "status")}
-        return {
-            **values,
-            "started": self.started.isoformat(timespec="seconds"),
-            "seconds": self.seconds,
-            "tags": self.own_tags(),
-            "params": dict(self.params),
-            "metrics": dict(self.metrics),
-        }
+        keys = ("id", "name", "experiment", "status", "seconds", "params", "metrics")
+        started = self.started.isoformat(timespec="seconds")
+        values = {key: getattr(self, key) for key in keys}
+        return {**values, "started": started, "tags": self.own_tags()}
 
 
 class Store:
@@ -92,8 +85,8 @@ class Store:
     def __init__(self, tracking_uri: str | None) -> None:
         self.uri = existing(tracking_uri)
         self.shown = without_secret(self.uri)
-        self.client: MlflowClient = connect(self.uri)
-        self._names: dict[str, str] = {}
+        self.client = connect(self.uri)
+        self.experiments = {e.experiment_id: e.name for e in self.client.search_experiments()}
 
     def find(self, text: str) -> RunView:
         """Return the run of an id, of the beginning of one, or of a name.
@@ -111,23 +104,22 @@ class Store:
                 return self._view(self.client.get_run(text))
             except MlflowException as error:
                 raise ConfigError(f"RUN: got {text!r}: {_reason(error)}") from None
-        runs = self._all()
-        found = [r for r in runs if r.info.run_name == text]
+        runs = self.search(limit=_ALL)
+        found = [run for run in runs if run.name == text]
         if not found and _ID.fullmatch(text):
-            found = [r for r in runs if r.info.run_id.startswith(text)]
+            found = [run for run in runs if run.id.startswith(text)]
         if not found:
-            names = {r.info.run_name for r in runs}
             raise ConfigError(
                 f"RUN: got {text!r}, expected a name or an id of one of {len(runs)} runs in "
-                f"{self.shown}{did_you_mean(text, names)}"
+                f"{self.shown}{did_you_mean(text, {run.name for run in runs})}"
             )
         if len(found) > 1:
-            ids = ", ".join(r.info.run_id[:8] for r in found[:6])
+            ids = ", ".join(run.id[:8] for run in found[:6])
             raise ConfigError(
                 f"RUN: got {text!r}, which is that of {len(found)} runs; expected one of their "
                 f"ids: {ids}{', …' if len(found) > 6 else ''}"
             )
-        return self._view(found[0])
+        return found[0]
 
     def search(
         self,
@@ -140,26 +132,38 @@ class Store:
 
         Args:
             experiment: Name of their experiment; None takes all.
-            condition: What they have to be, in MLflow's words: `tags.arm = 'control'`.
-            order: What they are sorted by, in MLflow's words: `metrics.x DESC`.
+            condition: A filter in MLflow's language: `tags.arm = 'control'`.
+            order: What they are sorted by, in MLflow's language: `metrics.x DESC`.
             limit: How many at most.
 
         Raises:
-            ConfigError: If there is no such experiment, or MLflow does not understand.
+            ConfigError: If there is no such experiment, or MLflow refuses the filter.
         """
         from mlflow.exceptions import MlflowException
 
-        ids = self._experiments(experiment)
-        try:
-            found = self.client.search_runs(
-                ids, filter_string=condition, order_by=list(order), max_results=limit
+        names = self.experiments
+        if experiment is not None and experiment not in names.values():
+            raise ConfigError(
+                f"--experiment: got {experiment!r}, expected one of "
+                f"{', '.join(map(repr, names.values()))}{did_you_mean(experiment, names.values())}"
             )
+        ids = [key for key, name in names.items() if experiment in (None, name)]
+        found: list[Run] = []
+        token: str | None = None
+        try:
+            while token != "" and len(found) < limit:
+                page = self.client.search_runs(
+                    ids, condition, max_results=min(limit, 1000), order_by=list(order),
+                    page_token=token,
+                )  # fmt: skip
+                found += page
+                token = page.token or ""
         except MlflowException as error:
             raise ConfigError(
                 f"--filter: got {condition!r}, expected MLflow's language, such as "
                 f"\"tags.study = 'x' and metrics.`val/top1` > 0.9\" ({_reason(error)})"
             ) from None
-        return [self._view(run) for run in found]
+        return [self._view(run) for run in found[:limit]]
 
     def history(self, run: RunView, metric: str) -> list[tuple[int, float]]:
         """Return all points of a metric: its steps and values, in the order of steps and time."""
@@ -171,7 +175,8 @@ class Store:
         """Return the text of an artifact; None where the run has none of that name."""
         from mlflow.exceptions import MlflowException
 
-        with tempfile.TemporaryDirectory() as folder, _quiet_downloads():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.client.download_artifacts(run.id, file, folder)
                 return Path(path).read_text(encoding="utf-8")
@@ -179,52 +184,23 @@ class Store:
                 return None
 
     def account(self, run: RunView) -> dict[str, Any] | None:
-        """Return what the run said of itself when it began; None where it said nothing."""
-        from spanet_lightning.tracking.provenance import ACCOUNT
-
-        text = self.text(run, ACCOUNT)
+        """Return what the run recorded of itself when it began; None where there is nothing."""
         try:
-            found = None if text is None else json.loads(text)
+            found = json.loads(self.text(run, ACCOUNT) or "")
         except ValueError:
             return None
         return found if isinstance(found, dict) else None
 
-    def _experiments(self, name: str | None) -> list[str]:
-        known = {e.name: e.experiment_id for e in self.client.search_experiments()}
-        self._names = {key: name for name, key in known.items()}
-        if name is None:
-            return list(known.values())
-        if name not in known:
-            raise ConfigError(
-                f"--experiment: got {name!r}, expected one of {', '.join(map(repr, known))}"
-                f"{did_you_mean(name, known)}"
-            )
-        return [known[name]]
-
-    def _all(self) -> list[Run]:
-        """Return all runs: names and beginnings of ids can't be asked for."""
-        found: list[Run] = []
-        ids = self._experiments(None)
-        token: str | None = None
-        while True:
-            page = self.client.search_runs(ids, max_results=_PAGE, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
-
     def _view(self, run: Run) -> RunView:
-        info, key = run.info, run.info.experiment_id
-        if key not in self._names:
-            self._names[key] = self.client.get_experiment(key).name
-        ended = info.end_time
+        info = run.info
+        began, ended = info.start_time or 0, info.end_time
         return RunView(
             id=info.run_id,
             name=info.run_name or "",
-            experiment=self._names[key],
+            experiment=self.experiments.get(info.experiment_id, info.experiment_id),
             status=info.status,
-            started=datetime.fromtimestamp((info.start_time or 0) / 1000).astimezone(),
-            seconds=None if not ended else (ended - (info.start_time or ended)) / 1000,
+            started=datetime.fromtimestamp(began / 1000).astimezone(),
+            seconds=(ended - began) / 1000 if ended else None,
             params=dict(run.data.params),
             metrics=dict(run.data.metrics),
             tags=dict(run.data.tags),
@@ -257,25 +233,9 @@ def differences(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> dict[str, tuple[Any | None, Any | None]]:
     """Return what two mappings have different: each key with both values, None where missing."""
-    keys = [*first, *(key for key in second if key not in first)]
-    pairs = {key: (first.get(key), second.get(key)) for key in keys}
+    pairs = {key: (first.get(key), second.get(key)) for key in {**first, **second}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def _quiet_downloads() -> Iterator[None]:
-    """Leave out MLflow's progress bar, which it draws for a single small file as well."""
-    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

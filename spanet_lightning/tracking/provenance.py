@@ -27,9 +27,9 @@ from spanet_lightning import machine
 from spanet_lightning.cost import ModelCost
 from spanet_lightning.data.manifest import DataIdentity
 from spanet_lightning.tracking.addresses import redact
+from spanet_lightning.tracking.browse import ACCOUNT
 from spanet_lightning.tracking.logger import MLflowLogger
 
-ACCOUNT = "provenance/run.json"
 PACKAGES = "provenance/requirements.txt"
 DIFF = "provenance/changes.diff"
 CONFIG = "config.yaml"
