@@ -112,8 +112,8 @@ def test_readme_renders_without_the_checkout():
 def test_commands_in_readme_are_accepted():
     """Options and packaged names exist; nothing is run."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    for line in "".join(blocks).splitlines():
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    for line in "".join(block for language, block in blocks if not language).splitlines():
         program, name, *rest = shlex.split(line, comments=True)
         if program == "lightning" and "FILE" not in rest:
             args = [item.replace("PATH", "data") for item in rest]
