@@ -121,10 +121,12 @@ def test_types_and_layouts_of_tensors() -> None:
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     for how in ("zip 2", "legacy 2"):
+        if how == "legacy 2":
+            del tensors["float8"]  # torch itself does not read what it writes there
         save(tensors, "t.pth", how)
         content, _ = checkpoint_file.read("t.pth")
         for key, value in tensors.items():
-            found = content[key].load()
+            found = content[key]
             assert (found.dtype, found.shape) == (value.dtype, value.shape)
             assert torch.equal(found.float(), value.float())
 
@@ -238,11 +240,6 @@ def test_opcodes_have_no_effect(data: bytes) -> None:
     assert torch._utils._rebuild_tensor_v2.__defaults__ is defaults
 
 
-def _deep(levels: int) -> bytes:
-    """Return a dictionary with a key whose hash takes 2 to the power of `levels` steps."""
-    return b"}(" + b"K\x01" + b"2\x86" * levels + b"Nu."
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -250,9 +247,7 @@ def _deep(levels: int) -> bytes:
         STACK + b"\x96" + struct.pack("<Q", 1 << 40) + b"x.",  # BYTEARRAY8 of a terabyte
         STACK + b"\x8e" + struct.pack("<Q", 1 << 40) + b"x.",  # BINBYTES8
         b"\x8b\xff\xff\xff\x7f1.",  # LONG4
-        _deep(60),
         b"]" + b"\x85" * 100_000 + b".",
-        STACK + b"(" + b"\x85" * 100_000 + b"\x91.",  # FROZENSET of deep tuples
         pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + b"}."
         b"}." + pickle.dumps(["0"], 2) + struct.pack("<q", 1 << 60),
     ],

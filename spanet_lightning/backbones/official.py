@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import checkpoint_file
-from spanet_lightning.backbones.checkpoint_file import StandIn, StoredTensor
+from spanet_lightning.backbones.checkpoint_file import StandIn
 from spanet_lightning.backbones.metaformer import Backbone
 from spanet_lightning.backbones.spectral import SpectralPooling, full_gain, resize_logits
 from spanet_lightning.errors import CheckpointError, invalid, invalid_choice
@@ -279,11 +279,11 @@ def _select(
     tensors, sources = {}, {}
     for ours, (source, value) in sets[taken][2].items():
         sources[ours] = source
-        tensors[ours] = value.load() if isinstance(value, StoredTensor) else value
+        tensors[ours] = value
     return Weights(name, tensors, sources, set_name, metadata or {})
 
 
-_Set = tuple[str, bool, dict[str, tuple[str, Tensor | StoredTensor]]]
+_Set = tuple[str, bool, dict[str, tuple[str, Tensor]]]
 
 
 def _sets(content: Any, label: str = "", averaged: bool = False) -> Iterator[_Set]:
@@ -305,7 +305,7 @@ def _sets(content: Any, label: str = "", averaged: bool = False) -> Iterator[_Se
                 is_average = key == "state_dict"
             yield from _sets(content[key], f"{label}.{key}".lstrip("."), averaged or is_average)
         return
-    parts: dict[bool, dict[str, tuple[str, Tensor | StoredTensor]]] = {}
+    parts: dict[bool, dict[str, tuple[str, Tensor]]] = {}
     for key, value in content.items():
         tensor = checkpoint_file.as_tensor(value)
         if isinstance(key, str) and tensor is not None and key not in ("steps", "n_averaged"):

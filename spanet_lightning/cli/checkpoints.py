@@ -45,7 +45,6 @@ def check(path: str | Path, model: nn.Module, root: str | Path = "runs", data: A
         )
     try:
         state, _ = checkpoint_file.read(file)
-        checkpoint_file.verify(file)
     except CheckpointError as error:
         raise CheckpointError(f"ckpt_path: {error}{_instead(file)}") from None
     saved = state.get("state_dict") if isinstance(state, Mapping) else None
