@@ -29,7 +29,7 @@ import torch
 
 from spanet_lightning import ClassificationTask, SPANetV2, TimmBackbone, app, cli, load_official
 from spanet_lightning.backbones import checkpoint_file
-from spanet_lightning.backbones.official import read_weights
+from spanet_lightning.backbones.weights import read_weights
 from spanet_lightning.cache import CACHE_VARIABLE
 from spanet_lightning.errors import CheckpointError, ConfigError
 from tests.helpers import UNTRACKED, refused

@@ -34,7 +34,7 @@ from spanet_lightning.backbones import (
     checkpoint_file,
     load_official,
 )
-from spanet_lightning.backbones.official import WeightsSet, read_weights
+from spanet_lightning.backbones.weights import WeightsSet, read_weights
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
 
 SHORT_NAMES = {

@@ -100,7 +100,7 @@ class _CallError(pickle.UnpicklingError):
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
     """Return a tensor of a storage, if it lies within: torch would enlarge the storage."""
-    dtype = next((value for value in (*rest, storage.dtype) if isinstance(value, torch.dtype)))
+    dtype = next(value for value in (*rest, storage.dtype) if isinstance(value, torch.dtype))
     memory: torch.UntypedStorage = storage._untyped_storage  # its public name warns
     count = memory.nbytes() // dtype.itemsize
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))

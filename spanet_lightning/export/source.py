@@ -25,8 +25,9 @@ from spanet_lightning.backbones import (
     spanet,
     spanetv2,
 )
-from spanet_lightning.backbones.official import FORMAT, WeightsSet, read_weights
+from spanet_lightning.backbones.official import FORMAT, WeightsSet
 from spanet_lightning.backbones.validate import image_size
+from spanet_lightning.backbones.weights import read_weights
 from spanet_lightning.data.info import stored_info
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
 from spanet_lightning.renamed import modernize

@@ -6,7 +6,6 @@ builds its layers once the backbone's channels and the number of classes are kno
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NotRequired, TypedDict
@@ -17,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone, TimmBackbone
+from spanet_lightning.backbones.official import Rules, rename
 from spanet_lightning.backbones.validate import positive_int
 from spanet_lightning.errors import invalid
 from spanet_lightning.keywords import CheckedKeywords
 
 Size = Sequence[int]  # height, width; a list once a loader has pinned it
 Losses = dict[str, Tensor]
-Rules = tuple[tuple[str, str], ...]
 
 STRIDES = (4, 8, 16, 32)
 
@@ -51,18 +50,15 @@ class DenseLayers(nn.Module, ABC):
 
     Attributes:
         first_level: The finest of the backbone's four levels that is read; finer ones are ignored.
-        official_rules: Pairs of a pattern of official names and the name here, for checkpoints of
-            mmdetection and mmsegmentation.
+        rules: Pairs of a pattern and what replaces it, in this order, which turn the names of
+            mmdetection's, mmsegmentation's and the first version's checkpoints into ours.
         background_last: Pattern of our names whose first row is the background, which official
             checkpoints have last; empty where there is none.
-        first_version_rules: Pairs of a pattern and what replaces it, which turn the names of the
-            first version's checkpoints into ours. Such checkpoints load by `load_state_dict`.
     """
 
     first_level: ClassVar[int] = 0
-    official_rules: Rules = ()
+    rules: Rules = ()
     background_last: str = ""
-    first_version_rules: Rules = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,23 +75,16 @@ class DenseLayers(nn.Module, ABC):
 def _rename_first_version(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Give tensors of a first version's checkpoint their present names, in their order."""
     for key in [key for key in state if key.startswith(prefix)]:
-        state[prefix + renamed(module, key[len(prefix) :])] = state.pop(key)
+        state[prefix + rename(key[len(prefix) :], module.rules)] = state.pop(key)
 
 
 def rename_first_version(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict of a model with a head, or of one without, under present names."""
-    renamed_state = dict(state)
+    renamed = dict(state)
     for name, module in model.named_modules():
         if isinstance(module, DenseLayers):
-            _rename_first_version(module, renamed_state, f"{name}.")
-    return renamed_state
-
-
-def renamed(layers: DenseLayers, name: str) -> str:
-    """Return the present name of a tensor of a head, which the first version's may stand for."""
-    for pattern, replacement in layers.first_version_rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+            _rename_first_version(module, renamed, f"{name}.")
+    return renamed
 
 
 class DetectionLayers(DenseLayers):

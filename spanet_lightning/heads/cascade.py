@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
-from spanet_lightning.heads.base import Detections, Losses, Rules, Size
+from spanet_lightning.backbones.official import Rules
+from spanet_lightning.heads.base import Detections, Losses, Size
 from spanet_lightning.heads.boxes import decode, has_area
 from spanet_lightning.heads.layers import mean_over_devices
 from spanet_lightning.heads.rcnn import (
     COUNTED_DETECTIONS,
     COUNTED_PROPOSALS,
-    RPN_OFFICIAL_RULES,
+    RCNN_RULES,
     MaskRCNN,
     RCNNLayers,
     Sampled,
@@ -62,15 +63,15 @@ class CascadeLayers(RCNNLayers):
 
     has_masks: ClassVar[bool] = True
     background_last = r"box_heads\.\d\.cls_logits\..+"
-    official_rules: Rules = (
-        *RPN_OFFICIAL_RULES,
-        (r"roi_head\.bbox_head\.(\d)\.shared_convs\.(\d)\.(.+)", r"box_heads.\1.convs.\2.\3"),
-        (r"roi_head\.bbox_head\.(\d)\.shared_fcs\.(\d)\.(.+)", r"box_heads.\1.fcs.\2.\3"),
-        (r"roi_head\.bbox_head\.(\d)\.fc_cls\.(.+)", r"box_heads.\1.cls_logits.\2"),
-        (r"roi_head\.bbox_head\.(\d)\.fc_reg\.(.+)", r"box_heads.\1.bbox_pred.\2"),
-        (r"roi_head\.mask_head\.(\d)\.convs\.(\d)\.conv\.(.+)", r"mask_heads.\1.convs.\2.0.\3"),
-        (r"roi_head\.mask_head\.(\d)\.upsample\.(.+)", r"mask_heads.\1.upsample.\2"),
-        (r"roi_head\.mask_head\.(\d)\.conv_logits\.(.+)", r"mask_heads.\1.mask_logits.\2"),
+    rules: Rules = (
+        *RCNN_RULES,
+        (r"^roi_head\.bbox_head\.(\d)\.shared_convs\.(\d)\.", r"box_heads.\1.convs.\2."),
+        (r"^roi_head\.bbox_head\.(\d)\.shared_fcs\.(\d)\.", r"box_heads.\1.fcs.\2."),
+        (r"^roi_head\.bbox_head\.(\d)\.fc_cls\.", r"box_heads.\1.cls_logits."),
+        (r"^roi_head\.bbox_head\.(\d)\.fc_reg\.", r"box_heads.\1.bbox_pred."),
+        (r"^roi_head\.mask_head\.(\d)\.convs\.(\d)\.conv\.", r"mask_heads.\1.convs.\2.0."),
+        (r"^roi_head\.mask_head\.(\d)\.upsample\.", r"mask_heads.\1.upsample."),
+        (r"^roi_head\.mask_head\.(\d)\.conv_logits\.", r"mask_heads.\1.mask_logits."),
     )
 
     def __init__(self, config: CascadeMaskRCNN, channels: Sequence[int], num_classes: int) -> None:

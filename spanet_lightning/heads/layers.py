@@ -59,11 +59,9 @@ class _LastLevelP6P7(ExtraFPNBlock):  # type: ignore[misc]
         return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
 
 
-FPN_OFFICIAL_RULES = (
-    (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", r"neck.inner_blocks.\1.0.\2"),
-    (r"neck\.fpn_convs\.(\d)\.conv\.(.+)", r"neck.layer_blocks.\1.0.\2"),
-)
-FPN_FIRST_VERSION_RULES = (
+FPN_RULES = (
+    (r"^neck\.lateral_convs\.(\d)\.conv\.", r"neck.inner_blocks.\1.0."),
+    (r"^neck\.fpn_convs\.(\d)\.conv\.", r"neck.layer_blocks.\1.0."),
     (r"^neck\.laterals\.(\d)\.", r"neck.inner_blocks.\1.0."),
     (r"^neck\.outputs\.(\d)\.", r"neck.layer_blocks.\1.0."),
 )

@@ -12,20 +12,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from spanet_lightning.backbones.official import Rules
 from spanet_lightning.backbones.validate import fraction, positive, positive_int
 from spanet_lightning.heads.base import (
     DetectionHead,
     DetectionLayers,
     Detections,
     Losses,
-    Rules,
     Size,
 )
 from spanet_lightning.heads.boxes import assign, decode, encode, sample, select
 from spanet_lightning.heads.layers import (
     FPN,
-    FPN_FIRST_VERSION_RULES,
-    FPN_OFFICIAL_RULES,
+    FPN_RULES,
     mean_over_devices,
 )
 from spanet_lightning.heads.roi import (
@@ -44,16 +43,11 @@ POSITIVE_FRACTION = 0.25
 # Regions per image that published costs of two-stage detectors are counted with.
 COUNTED_PROPOSALS, COUNTED_DETECTIONS = 1000, 100
 
-RPN_OFFICIAL_RULES: Rules = (
-    *FPN_OFFICIAL_RULES,
-    (r"rpn_head\.rpn_conv\.(.+)", r"rpn.conv.\1"),
-    (r"rpn_head\.rpn_cls\.(.+)", r"rpn.cls_logits.\1"),
-    (r"rpn_head\.rpn_reg\.(.+)", r"rpn.bbox_pred.\1"),
-)
-RCNN_FIRST_VERSION_RULES: Rules = (
-    *FPN_FIRST_VERSION_RULES,
-    (r"^rpn\.objectness\.", "rpn.cls_logits."),
-    (r"^rpn\.deltas\.", "rpn.bbox_pred."),
+RCNN_RULES: Rules = (
+    *FPN_RULES,
+    (r"^rpn_head\.rpn_conv\.", "rpn.conv."),
+    (r"^(rpn_head\.rpn_cls|rpn\.objectness)\.", "rpn.cls_logits."),
+    (r"^(rpn_head\.rpn_reg|rpn\.deltas)\.", "rpn.bbox_pred."),
     (r"^(box_heads?(?:\.\d)?)\.classes\.", r"\1.cls_logits."),
     (r"^(box_heads?(?:\.\d)?)\.deltas\.", r"\1.bbox_pred."),
     (r"^(box_heads\.\d\.convs\.\d)\.norm\.", r"\1.bn."),
@@ -200,8 +194,6 @@ class RCNNLayers(DetectionLayers):
         drop_outside: Whether the RPN ignores anchors that cross the border.
     """
 
-    first_version_rules: Rules = RCNN_FIRST_VERSION_RULES
-
     def __init__(
         self,
         config: FasterRCNN,
@@ -258,11 +250,11 @@ class FasterRCNNLayers(RCNNLayers):
     """The layers of `FasterRCNN`: pyramid, proposals, box head."""
 
     background_last = r"box_head\.cls_logits\..+"
-    official_rules: Rules = (
-        *RPN_OFFICIAL_RULES,
-        (r"roi_head\.bbox_head\.shared_fcs\.(\d)\.(.+)", r"box_head.fcs.\1.\2"),
-        (r"roi_head\.bbox_head\.fc_cls\.(.+)", r"box_head.cls_logits.\1"),
-        (r"roi_head\.bbox_head\.fc_reg\.(.+)", r"box_head.bbox_pred.\1"),
+    rules: Rules = (
+        *RCNN_RULES,
+        (r"^roi_head\.bbox_head\.shared_fcs\.(\d)\.", r"box_head.fcs.\1."),
+        (r"^roi_head\.bbox_head\.fc_cls\.", "box_head.cls_logits."),
+        (r"^roi_head\.bbox_head\.fc_reg\.", "box_head.bbox_pred."),
     )
 
     def __init__(self, config: FasterRCNN, channels: Sequence[int], num_classes: int) -> None:
@@ -347,11 +339,11 @@ class MaskRCNNLayers(FasterRCNNLayers):
     """The layers of `MaskRCNN`: those of Faster R-CNN and a mask head."""
 
     has_masks: ClassVar[bool] = True
-    official_rules: Rules = (
-        *FasterRCNNLayers.official_rules,
-        (r"roi_head\.mask_head\.convs\.(\d)\.conv\.(.+)", r"mask_head.convs.\1.0.\2"),
-        (r"roi_head\.mask_head\.upsample\.(.+)", r"mask_head.upsample.\1"),
-        (r"roi_head\.mask_head\.conv_logits\.(.+)", r"mask_head.mask_logits.\1"),
+    rules: Rules = (
+        *FasterRCNNLayers.rules,
+        (r"^roi_head\.mask_head\.convs\.(\d)\.conv\.", r"mask_head.convs.\1.0."),
+        (r"^roi_head\.mask_head\.upsample\.", "mask_head.upsample."),
+        (r"^roi_head\.mask_head\.conv_logits\.", "mask_head.mask_logits."),
     )
 
     def __init__(self, config: MaskRCNN, channels: Sequence[int], num_classes: int) -> None:

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
+from spanet_lightning.backbones.official import Rules
 from spanet_lightning.backbones.validate import fraction, positive, positive_int
 from spanet_lightning.heads.base import (
     DetectionHead,
     DetectionLayers,
     Detections,
     Losses,
-    Rules,
     Size,
 )
 from spanet_lightning.heads.boxes import (
@@ -32,7 +32,7 @@ from spanet_lightning.heads.boxes import (
 )
 from spanet_lightning.heads.layers import (
     FPN,
-    FPN_FIRST_VERSION_RULES,
+    FPN_RULES,
     conv_relu,
     init_normal,
     mean_over_devices,
@@ -91,24 +91,16 @@ class RetinaNetLayers(DetectionLayers):
     """The layers of `RetinaNet`: a pyramid of the last three stages, two towers, two predictors."""
 
     first_level: ClassVar[int] = 1
-    official_rules: Rules = (
-        (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", r"neck.inner_blocks.\1.0.\2"),
-        (r"neck\.fpn_convs\.([012])\.conv\.(.+)", r"neck.layer_blocks.\1.0.\2"),
-        (r"neck\.fpn_convs\.3\.conv\.(.+)", r"neck.extra_blocks.p6.\1"),
-        (r"neck\.fpn_convs\.4\.conv\.(.+)", r"neck.extra_blocks.p7.\1"),
-        (r"bbox_head\.cls_convs\.(\d)\.conv\.(.+)", r"cls_conv.\1.0.\2"),
-        (r"bbox_head\.reg_convs\.(\d)\.conv\.(.+)", r"bbox_conv.\1.0.\2"),
-        (r"bbox_head\.retina_cls\.(.+)", r"cls_logits.\1"),
-        (r"bbox_head\.retina_reg\.(.+)", r"bbox_pred.\1"),
-    )
-    first_version_rules: Rules = (
-        *FPN_FIRST_VERSION_RULES,
-        (r"^neck\.extras\.0\.", "neck.extra_blocks.p6."),
-        (r"^neck\.extras\.1\.", "neck.extra_blocks.p7."),
+    rules: Rules = (
+        (r"^neck\.(fpn_convs\.3\.conv|extras\.0)\.", "neck.extra_blocks.p6."),
+        (r"^neck\.(fpn_convs\.4\.conv|extras\.1)\.", "neck.extra_blocks.p7."),
+        *FPN_RULES,
+        (r"^bbox_head\.cls_convs\.(\d)\.conv\.", r"cls_conv.\1.0."),
+        (r"^bbox_head\.reg_convs\.(\d)\.conv\.", r"bbox_conv.\1.0."),
         (r"^class_tower\.", "cls_conv."),
         (r"^box_tower\.", "bbox_conv."),
-        (r"^classes\.", "cls_logits."),
-        (r"^deltas\.", "bbox_pred."),
+        (r"^(bbox_head\.retina_cls|classes)\.", "cls_logits."),
+        (r"^(bbox_head\.retina_reg|deltas)\.", "bbox_pred."),
     )
 
     def __init__(self, config: RetinaNet, channels: Sequence[int], num_classes: int) -> None:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spanet_lightning.backbones.official import Rules
 from spanet_lightning.backbones.validate import fraction, positive, positive_int
 from spanet_lightning.errors import ConfigError
-from spanet_lightning.heads.base import Rules, SegmentationHead, SegmentationLayers, resize
+from spanet_lightning.heads.base import SegmentationHead, SegmentationLayers, resize
 from spanet_lightning.heads.layers import (
     FPN,
-    FPN_FIRST_VERSION_RULES,
-    FPN_OFFICIAL_RULES,
+    FPN_RULES,
     ConvModule,
     init_normal,
     mean_over_devices,
@@ -61,9 +61,9 @@ class SemanticFPN(SegmentationHead):
 class SemanticFPNLayers(SegmentationLayers):
     """The layers of `SemanticFPN`: at stride 2^k·4, max(k, 1) convolutions, ×2 after each."""
 
-    official_rules: Rules = (*FPN_OFFICIAL_RULES, (r"decode_head\.(.+)", r"\1"))
-    first_version_rules: Rules = (
-        *FPN_FIRST_VERSION_RULES,
+    rules: Rules = (
+        *FPN_RULES,
+        (r"^decode_head\.", ""),
         # The up-sampling layers between convolutions count as well.
         (r"^branches\.(\d)\.2\.", r"scale_heads.\1.4."),
         (r"^branches\.(\d)\.1\.", r"scale_heads.\1.2."),
@@ -163,8 +163,8 @@ class UPerNetLayers(SegmentationLayers):
     """The layers of `UPerNet`, the auxiliary head included."""
 
     min_train_images: ClassVar[int] = 2  # pooled to one pixel, of which batch norm needs two
-    official_rules: Rules = ((r"decode_head\.(.+)", r"\1"), (r"(auxiliary_head\..+)", r"\1"))
-    first_version_rules: Rules = (
+    rules: Rules = (
+        (r"^decode_head\.", ""),
         (r"^pools\.(\d)\.", r"psp_modules.\1.1."),
         (r"^pooled\.", "bottleneck."),
         (r"^laterals\.", "lateral_convs."),

@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.backbones.timm_backbone import as_backbone
+from spanet_lightning.backbones.weights import WeightsSet
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.tasks.base import Task, cheap_to_check, check_finite
 from spanet_lightning.tasks.loading import load_weights

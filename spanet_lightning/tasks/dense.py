@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.backbones.official import WeightsSet
 from spanet_lightning.backbones.timm_backbone import as_backbone
+from spanet_lightning.backbones.weights import WeightsSet
 from spanet_lightning.errors import DataError
 from spanet_lightning.heads import DenseModel, DetectionHead, SegmentationHead
 from spanet_lightning.tasks.base import Task

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.backbones.official import WeightsSet
+from spanet_lightning.backbones.weights import WeightsSet
 from spanet_lightning.data.batches import DetectionBatch
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.heads import DetectionHead, Detections

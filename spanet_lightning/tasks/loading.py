@@ -15,7 +15,7 @@ from torch import nn
 
 import spanet_lightning
 from spanet_lightning.backbones import checkpoint_file, load_official
-from spanet_lightning.backbones.official import WeightsSet
+from spanet_lightning.backbones.weights import WeightsSet
 from spanet_lightning.errors import CheckpointError, invalid
 from spanet_lightning.remote import is_address
 from spanet_lightning.renamed import modernize

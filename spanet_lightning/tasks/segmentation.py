@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spanet_lightning.backbones import Backbone
-from spanet_lightning.backbones.official import WeightsSet
+from spanet_lightning.backbones.weights import WeightsSet
 from spanet_lightning.data.batches import SegmentationBatch
 from spanet_lightning.errors import DataError, invalid, invalid_choice
 from spanet_lightning.heads import SegmentationHead
