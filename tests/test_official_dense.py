@@ -215,9 +215,13 @@ def test_other_classes_leave_the_last_layers_out() -> None:
 
 def test_checkpoints_that_do_not_fit_are_refused_by_name() -> None:
     state = official(2, mask_rcnn)
-    with pytest.raises(CheckpointError, match=r"'neck.lateral_convs.3\S+' .*no place in the RetinaNet"):
+    with pytest.raises(
+        CheckpointError, match=r"'neck.lateral_convs.3\S+' .*no place in the RetinaNet"
+    ):
         load_official(model(2, RetinaNet(out_channels=W)), state)
-    with pytest.raises(CheckpointError, match=r"'neck.lateral_convs.0.conv.weight' .*\(16, .*does not fit"):
+    with pytest.raises(
+        CheckpointError, match=r"'neck.lateral_convs.0.conv.weight' .*\(16, .*does not fit"
+    ):
         load_official(model(2, MaskRCNN(out_channels=24, fc_dim=HID)), state)
     short = {k: v for k, v in state.items() if "rpn_reg" not in k}
     with pytest.raises(CheckpointError, match=r"lacks a tensor for the model's head.rpn.bbox_pred"):
