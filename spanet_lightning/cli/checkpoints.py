@@ -12,7 +12,7 @@ from spanet_lightning import checkpoints
 from spanet_lightning.backbones import checkpoint_file
 from spanet_lightning.backbones.official import knob
 from spanet_lightning.cli import resume
-from spanet_lightning.data.info import check_same, info_of, stored_info
+from spanet_lightning.data.info import DataInfo, check_same, info_of, stored_info
 from spanet_lightning.errors import CheckpointError, did_you_mean
 
 
@@ -58,6 +58,21 @@ def check(path: str | Path, model: nn.Module, root: str | Path = "runs", data: A
     if stored is not None and current is not None:
         check_same(stored, current, str(path))
     _compare(str(path), state, model)
+
+
+def info_in(path: str | Path | None) -> DataInfo | None:
+    """Return what a checkpoint says of its data; None where it can't be read, which `check` tells.
+
+    Args:
+        path: What the user gave as `ckpt_path`.
+    """
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        state, _ = checkpoint_file.read(path)
+    except CheckpointError:
+        return None
+    return stored_info(state) if isinstance(state, Mapping) else None
 
 
 def _instead(file: Path) -> str:

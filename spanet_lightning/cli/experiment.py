@@ -41,7 +41,7 @@ from spanet_lightning.cli.command_line import CommandLine
 from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.cli.options import RUNS
 from spanet_lightning.cost import ModelCost, model_cost
-from spanet_lightning.data.info import check_channels
+from spanet_lightning.data.info import check_channels, evaluated
 from spanet_lightning.data.manifest import identify
 from spanet_lightning.errors import ConfigError, SpanetError, invalid
 from spanet_lightning.exit import users_error
@@ -85,6 +85,8 @@ class Experiment(CommandLine):
         Raises:
             SpanetError: If a constructor refuses what was configured.
         """
+        if self.subcommand != "fit":
+            evaluated.set(checkpoints.info_in(self._get(self.config, "ckpt_path")))
         try:
             super().instantiate_classes()
         except Exception as error:

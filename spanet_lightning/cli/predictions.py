@@ -109,7 +109,8 @@ class PredictionWriter(BasePredictionWriter):
         rows.sort(key=lambda row: row["index"])
         most = max((len(row["classes"]) for row in rows), default=0)
         path = self.folder / "predictions.csv"
-        with path.open("w", encoding="utf-8", newline="") as stream:
+        # Names of files are bytes; those that are no UTF-8 are written as they are.
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             table = csv.writer(stream)
             numbers = range(1, most + 1)
             names = [f"{name}_{i}" for i in numbers for name in ("class", "probability")]

@@ -119,7 +119,7 @@ def _mask(path: Path, classes: MaskClasses | None) -> tuple[Fault | None, Size |
     """Return the fault of a mask, and its width and height where it can be read."""
     try:
         if classes is None:
-            height, width = read_codes(path, by_colour=True)[0].shape
+            height, width = read_codes(path, by_colour=False)[0].shape
         else:
             height, width = classes.read(path).shape
     except SampleError as error:

@@ -40,9 +40,11 @@ def split_folder(root: str, split: str, key: str) -> Path:
     if not folder.is_dir():
         present = subfolders(base)
         accepted = f"one of {', '.join(map(repr, present))}" if present else "a folder"
+        hint = did_you_mean(split, present)
+        if key == "val_split" and not hint:
+            hint = "; data.split: 0.2 validates on a part of the training split"
         raise DataError(
-            f"{key}: got {split!r}, which is no folder of {root}, expected {accepted}"
-            f"{did_you_mean(split, present)}"
+            f"{key}: got {split!r}, which is no folder of {root}, expected {accepted}{hint}"
         )
     return folder
 
@@ -92,9 +94,9 @@ def class_faults(listing: Listing, classes: Sequence[str], *, training: bool) ->
         faults.append(Fault("images beside the classes", str(folder), "", detail + more))
     counts = Counter(map(_class_of, listing.names))
     present = {unicodedata.normalize("NFC", name) for name in subfolders(folder)}
-    for name in natural_order(present - set(classes)):
+    for name in natural_order(present - set(classes)) if classes else ():
         hint = did_you_mean(name, set(classes) - present)
-        detail = f"{name!r} is not among the classes of the training split{hint}"
+        detail = f"{name!r} is not among the classes, which are {_some(classes)}{hint}"
         faults.append(Fault("unknown class", str(folder / name), "", detail))
     for name in classes if training else ():
         if not counts[name]:
@@ -108,6 +110,10 @@ def class_faults(listing: Listing, classes: Sequence[str], *, training: bool) ->
             detail = f"found no images{instead}, expected those of a class"
             faults.append(Fault("class without images", str(folder / name), "", detail))
     return faults
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" * (len(names) > 5))
 
 
 def _class_of(name: str) -> str:

@@ -99,18 +99,23 @@ _Row = tuple[str, int | None, Colour | None]
 
 def _yaml_rows(path: Path, text: str) -> Iterator[_Row]:
     try:
-        # The base loader keeps names as they are typed: `off` and `007` are names.
-        found = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes nothing but text
+        root = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise DataError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
+    if not isinstance(root, yaml.MappingNode):
         raise DataError(f"{path}: expected `name: [r, g, b]` for each class")
-    for name, value in found.items():
-        numbers = value if isinstance(value, list) else [value]
+    # Nodes have names as they are typed, `off` and `007` included, and those that are there twice.
+    for key, node in root.value:
+        value = [item.value for item in node.value] if isinstance(node.value, list) else node.value
         try:
-            yield name, *_value_or_colour(numbers)
+            if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+                yield key.value, None, unpacked(int(value[1:], 16))
+            else:
+                yield key.value, *_value_or_colour([value] if isinstance(value, str) else value)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: {name}: got {value!r:.40}, expected [r, g, b]") from error
+            raise DataError(
+                f"{path}: {key.value}: got {value!r:.40}, expected [r, g, b]"
+            ) from error
 
 
 def _value_or_colour(texts: list[str]) -> tuple[int | None, Colour | None]:

@@ -35,7 +35,7 @@ from spanet_lightning.data.class_folders import (
 )
 from spanet_lightning.data.draws import entropy, preserved, spread, uniform
 from spanet_lightning.data.faults import refuse
-from spanet_lightning.data.info import DataInfo, check_unique
+from spanet_lightning.data.info import DataInfo, check_unique, evaluated
 from spanet_lightning.data.listing import Listing, list_images
 from spanet_lightning.data.loaders import drawn_loader, exact_loader
 from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
@@ -43,6 +43,7 @@ from spanet_lightning.data.normalize import Normalize, channel_statistics, in_pr
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 from spanet_lightning.keywords import CheckedKeywords
 
+_KEYS = ("train_split", "val_split", "test_split")
 _ERASING = 1  # sets its seeds apart from those of the samples
 SOURCES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
@@ -205,6 +206,7 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._classes = classes
+        self._stored = evaluated.get()
         self._num_classes = num_classes
         self._listings: dict[str, Listing] = {}
         self._readers: dict[str, LabelledFiles] = {}
@@ -254,8 +256,11 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
         if self._classes is not None:
             return tuple(self._classes)
         if not self.dataset:
-            for key in ("train_split", "val_split", "test_split"):
-                folder = Path(self.root) / self.split_name(key)
+            folders = [Path(self.root) / self.split_name(key) for key in _KEYS]
+            # Of a checkpoint, where the training split is elsewhere: the others may lack a class.
+            if self._stored is not None and not folders[0].is_dir():
+                return self._stored.classes
+            for folder in folders:
                 if folder.is_dir():
                     return class_names(folder)
             return class_names(split_folder(self.root, self.train_split, "train_split"))

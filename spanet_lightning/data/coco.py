@@ -24,7 +24,7 @@ from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_min
 from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import SampleError, refuse
 from spanet_lightning.data.images import read_image
-from spanet_lightning.data.info import DataInfo
+from spanet_lightning.data.info import DataInfo, evaluated
 from spanet_lightning.data.listing import check_folder, scan
 from spanet_lightning.data.manifest import DataIdentity, digest_files
 from spanet_lightning.data.transforms import (
@@ -213,6 +213,7 @@ class CocoDataModule(DenseDataModule):
             augmentation, long_side, short_side, short_sides, hflip
         )
         self.eval_transform = Fit(long_side, [short_side])
+        self._stored = evaluated.get()
         self._indices: dict[Split, CocoIndex] = {}
         self._usable: dict[Split, np.ndarray] = {}
 
@@ -221,9 +222,15 @@ class CocoDataModule(DenseDataModule):
     @cached_property
     def categories(self) -> dict[int, str]:
         """Names of the classes by their id in the annotation files, in the order of labels."""
+        stored = self._stored
+        if stored is not None and stored.ids is not None and not self._has_training_file():
+            return dict(zip(stored.ids, stored.classes, strict=True))
         sets: list[CocoSet] = [self.files(split) for split in ("train", "val", "test")]
         files = sorted((s.file for s in sets), key=lambda file: not file.is_file())
         return coco_file.read_categories(list(dict.fromkeys(files)), f"{sets[0].key}_annotations")
+
+    def _has_training_file(self) -> bool:
+        return Path(self.root).is_dir() and self.files("train").file.is_file()
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from spanet_lightning.data.coco import CocoDataModule, CocoSet
 from spanet_lightning.data.decode import opened
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.listing import Listing, scan
-from spanet_lightning.data.masks import MaskClasses, classes_of, survey
+from spanet_lightning.data.masks import MaskClasses, Survey, classes_of, nothing_to_learn, survey
 from spanet_lightning.data.segmentation import MaskFolders, SegmentationFoldersDataModule
 from spanet_lightning.errors import DataError, invalid_choice
 
@@ -273,7 +273,7 @@ def _masks(data: SegmentationFoldersDataModule, whole: bool) -> Contents:
     if not whole:
         names = list(dict.fromkeys(data.split(split) for split in ("train", "val", "test")))
     by_colour = listed is not None and listed.by_colour
-    surveys: dict[str, Counter[int]] = {}
+    surveys: dict[str, Survey] = {}
     pixels: Counter[int] = Counter()
     for name in names:
         try:
@@ -289,13 +289,15 @@ def _masks(data: SegmentationFoldersDataModule, whole: bool) -> Contents:
         jobs = [ImageJob(image, mask=mask) for image, mask in paired.pairs]
         contents.splits[name] = Split([*jobs, *map(ImageJob, paired.unpaired)])
         found = survey([mask for _, mask in paired.pairs], by_colour, skip_bad=True, whole=True)
-        surveys[name] = found.pixels
+        surveys[name] = found
         pixels += found.pixels
         if found.conflict is not None and (listed is None or by_colour):
             fault = Fault("palettes differ", str(root / folders.masks), "", found.conflict)
             contents.faults.append(fault)
         elif found.conflict is not None:
             contents.notes.append(found.conflict)
+    if not pixels:
+        return contents
     try:
         classes = classes_of(
             listed, data.reduce_zero_label, data.given_num_classes, pixels, str(root)
@@ -305,8 +307,14 @@ def _masks(data: SegmentationFoldersDataModule, whole: bool) -> Contents:
         contents.faults.append(Fault("value beyond the classes", where, "", str(error)))
         return contents
     contents.classes, contents.mask_classes = classes.names, classes
-    for name, values in surveys.items():
-        contents.splits[name].counts = [values[code] for code in classes.codes]
+    for name, found in surveys.items():
+        contents.splits[name].counts = [found.pixels[code] for code in classes.codes]
+        fault = nothing_to_learn(found, classes, training=name == data.split("train"))
+        if fault is not None:
+            where = str(root / folders.masks)
+            contents.faults.append(
+                Fault("nothing to learn or score", where, name, f"masks {fault}")
+            )
     return contents
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from spanet_lightning.errors import DataError, did_you_mean, invalid
 
+evaluated: ContextVar[DataInfo | None] = ContextVar("evaluated", default=None)
+"""The statement of the checkpoint that a command evaluates or predicts with. Data modules take the
+classes from it where the training data, which state them, are not there."""
 KEY = "data_info"
 """Key of the statement in a checkpoint."""
 Colour = tuple[int, int, int]

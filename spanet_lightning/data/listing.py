@@ -4,7 +4,7 @@
 of those with no or an unknown ending, the ones whose contents Pillow recognises.
 
 **Never listed**: hidden files and folders (`.DS_Store`, `._1.jpg`, `.ipynb_checkpoints`),
-`__MACOSX`, `Thumbs.db`, `desktop.ini` and their like.
+`__MACOSX`, `Thumbs.db`, `@eaDir` and their like.
 
 **Links** are followed to files and folders alike, as long as they stay inside the data set. One
 that leads out of it is refused: archives can hold links, and must not choose which files of this
@@ -35,7 +35,11 @@ LINKS_VARIABLE = "SPANET_FOLLOW_LINKS"
 """Environment variable: 1 follows links out of a data set, for sets that are made of links."""
 LINK_OUT = "link out of the data set"
 
-_JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin"}
+# Of macOS, of Windows, and of network storage, which keeps thumbnails in @eaDir.
+_JUNK = {
+    *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),
+    *("system volume information", "@eadir", "@recycle", "#recycle", "lost+found", "__pycache__"),
+}
 # Not worth opening: there can be as many of them as images.
 _NEVER_IMAGES = frozenset(
     (

@@ -205,6 +205,28 @@ def survey(
     return found
 
 
+def nothing_to_learn(found: Survey, classes: MaskClasses, *, training: bool) -> str | None:
+    """Return why a split can't be trained on or scored, or None.
+
+    Args:
+        found: What its masks contain; a sample of them refuses nothing that others may have.
+        classes: The classes.
+        training: Whether two classes are needed, which training has to tell apart.
+    """
+    present = [
+        name for name, code in zip(classes.names, classes.codes, strict=True) if found.pixels[code]
+    ]
+    if found.read < found.total or not found.read or len(present) > (1 if training else 0):
+        return None
+    what = f"pixels of one class alone, {present[0]!r}" if present else "no pixel of a class"
+    if classes.by_colour:
+        return f"have {what}"
+    ignored = sorted(set(found.pixels) & classes.ignored)
+    note = f"; {ranges(ignored)} does not count" if ignored else ""
+    hint = "; `name: 255` in palette.yaml makes it a class" if IGNORED in ignored else ""
+    return f"have {what}: the values are {ranges(found.pixels)}{note}{hint}"
+
+
 def same_aspect(image: tuple[int, int], mask: tuple[int, int]) -> bool:
     """Whether a mask has the aspect of its image, but for rounding; both as width and height."""
     return abs(image[0] * mask[1] / image[1] - mask[0]) <= 1
@@ -263,7 +285,8 @@ def classes_of(
         return MaskClasses(
             names=tuple(listed.names[code] for code in codes),
             codes=tuple(codes),
-            ignored=frozenset(ignored if listed.by_colour else {*ignored, IGNORED}),
+            # A list may give 255 a name, as that of masks of 0 and 255 does.
+            ignored=frozenset(ignored if listed.by_colour else {*ignored, IGNORED} - set(codes)),
             palette=tuple(palette),
             by_colour=listed.by_colour,
         )

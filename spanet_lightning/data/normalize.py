@@ -37,6 +37,8 @@ def channel_statistics(
         values = given or (default if in_chans == 3 else (sum(default) / 3,))
         if len(values) != in_chans:
             raise invalid(key, values, f"{in_chans} numbers, one for each of in_chans")
+        if max(values) > 1:
+            raise invalid(key, values, "values of pixels in [0, 1]: divide by 255")
         found.append(tuple(values))
     return found[0], found[1]
 

@@ -23,10 +23,17 @@ from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_min
 from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import Fault, SampleError, refuse
 from spanet_lightning.data.images import read_image
-from spanet_lightning.data.info import DataInfo
+from spanet_lightning.data.info import DataInfo, evaluated
 from spanet_lightning.data.listing import Listing, Paired, check_folder, pair_by_stem, scan, stem
 from spanet_lightning.data.manifest import DataIdentity, digest_files
-from spanet_lightning.data.masks import MaskClasses, Survey, classes_of, ranges, same_aspect, survey
+from spanet_lightning.data.masks import (
+    MaskClasses,
+    Survey,
+    classes_of,
+    nothing_to_learn,
+    same_aspect,
+    survey,
+)
 from spanet_lightning.data.transforms import IGNORED, Fit, SegmentationAugmentation
 from spanet_lightning.errors import DataError, did_you_mean, invalid, invalid_choice
 
@@ -241,6 +248,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
             crop_size, long_side, short_side, scale, hflip, photometric
         )
         self.eval_transform = Fit(long_side, [short_side])
+        self._stored = evaluated.get()
         self._datasets: dict[str, Pairs] = {}
         self._surveys: dict[str, Survey] = {}
 
@@ -260,6 +268,10 @@ class SegmentationFoldersDataModule(DenseDataModule):
     @cached_property
     def classes(self) -> MaskClasses:
         """The classes of pixels that count."""
+        stored = self._stored
+        if stored is not None and stored.ids is not None and not Path(self.root).is_dir():
+            palette = stored.palette or tuple(class_lists.palette(len(stored.ids)))
+            return MaskClasses(stored.classes, stored.ids, frozenset({IGNORED}), palette)
         values: Counter[int] | None = None
         colours: dict[int, class_lists.Colour] = {}
         if self.class_list is None:
@@ -431,11 +443,9 @@ class SegmentationFoldersDataModule(DenseDataModule):
         if unknown and not self.bad_samples.skips:
             masks = [mask for _, mask in self._datasets[name].pairs]
             self._datasets[name].read(masks.index(found.files[unknown[0]]))  # raises the error
-        if found.read and not any(pixels.values()):
-            values = "" if classes.by_colour else f", only the values {ranges(found.pixels)}"
-            raise DataError(
-                f"{name}_split: {where} have no pixel of a class{values}, which do not count"
-            )
+        fault = nothing_to_learn(found, classes, training=name == "train")
+        if fault is not None:
+            raise DataError(f"{name}_split: {where} {fault}")
         ignored = sorted(set(found.pixels) & classes.ignored)
         if ignored and not classes.by_colour:
             total = sum(found.pixels.values())

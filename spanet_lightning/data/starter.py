@@ -185,7 +185,8 @@ def _classification(
     ]
 
 
-def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:  # noqa: ARG001
+def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:
+    channels = ["        in_chans: 1"] if grey else []
     short = fit.side(800 if fit.cuda else 320)
     long = math.ceil(short * max(fit.size) / min(fit.size) / 32) * 32
     options: dict[str, Any] = {"root": str(data.root)}
@@ -199,17 +200,19 @@ def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str
         "augmentation": "flip",
         "short_side": short,
         "long_side": max(long, short),
+        **({"in_chans": 1} if grey else {}),
         "batch_size": fit.batch(8 if fit.cuda else 2),
         "num_workers": fit.workers,
     }
     notes = {
+        "in_chans": "the images are grey",
         "short_side": f"typical images have {fit.size[0]}×{fit.size[1]} px",
         "masks": "instance masks: Mask R-CNN" if data.masks else "boxes alone",
     }
     if options["val_annotations"] == options["train_annotations"]:
         notes["val_annotations"] = "the training set: there is no other"
     return [
-        *_model("DetectionTask", short, fit, [], "MaskRCNN" if data.masks else "RetinaNet"),
+        *_model("DetectionTask", short, fit, channels, "MaskRCNN" if data.masks else "RetinaNet"),
         f"      warmup_epochs: {max(1, fit.epochs // 20)}",
         "checkpoint:",
         "  monitor: val/box_ap",
@@ -217,7 +220,8 @@ def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str
     ]
 
 
-def _segmentation(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:  # noqa: ARG001
+def _segmentation(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:
+    channels = ["        in_chans: 1"] if grey else []
     crop = fit.side(512 if fit.cuda else 256)
     long = math.ceil(crop * max(fit.size) / min(fit.size) / 32) * 32
     options: dict[str, Any] = {
@@ -227,12 +231,16 @@ def _segmentation(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[
         "crop_size": crop,
         "short_side": crop,
         "long_side": max(long, crop),
+        **({"in_chans": 1} if grey else {}),
         "batch_size": fit.batch(16 if fit.cuda else 4),
         "num_workers": fit.workers,
     }
-    notes = {"crop_size": f"typical images have {fit.size[0]}×{fit.size[1]} px"}
+    notes = {
+        "in_chans": "the images are grey",
+        "crop_size": f"typical images have {fit.size[0]}×{fit.size[1]} px",
+    }
     return [
-        *_model("SegmentationTask", crop, fit, [], "SemanticFPN"),
+        *_model("SegmentationTask", crop, fit, channels, "SemanticFPN"),
         f"      warmup_epochs: {max(1, fit.epochs // 20)}",
         "checkpoint:",
         "  monitor: val/miou",
