@@ -116,7 +116,7 @@ def test_values_without_a_list(values: Any, arguments: Any, labels: Any, tmp_pat
         ((0, 1, 2, 3, 252, 253, 254, 255), {}, r"values 0 to 3, 252 to 255 "),
         ((0, 1, 2), {"num_classes": 2}, r"0 to 2, expected 0 to 1.*num_classes: 3, or reduce_zero"),
         ((0, 9), {"num_classes": 4}, r"values 0, 9, expected 0 to 3"),
-        ((255, 255), {"num_classes": 4}, r"no pixel of a class, only the values 255"),
+        ((255, 255), {"num_classes": 4}, r"no pixel of a class: the values are 255"),
     ],
 )
 def test_values_that_are_no_classes_are_refused(

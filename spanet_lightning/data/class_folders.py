@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -172,44 +171,6 @@ class LabelledFiles:
     def filename(self, index: int, absolute: bool = False) -> str:  # noqa: ARG002 - as timm's
         """Return the path of an image."""
         return self.files[index]
-
-
-def held_out(
-    labels: Sequence[int],
-    names: Sequence[str],
-    seed: int,
-    *,
-    share: float | None = None,
-    fold: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """Choose the images of a validation split, the same share of every class.
-
-    Images are ranked within their class by a hash of the seed and their name: neither the version
-    of a library nor images that are added elsewhere change where an image is.
-
-    Args:
-        labels: Class of each image.
-        names: Name of each image, below the folder of the data.
-        seed: Which split.
-        share: Share of each class; at least one image of each class with two or more.
-        fold: Number of folds and which of them this is, from 0.
-
-    Returns:
-        Whether each image is held out, shape (images,).
-    """
-    chosen = np.zeros(len(labels), dtype=bool)
-    digests = [
-        hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest() for name in names
-    ]
-    classes = np.asarray(labels)
-    for label in np.unique(classes):
-        ranked = sorted(np.flatnonzero(classes == label).tolist(), key=digests.__getitem__)
-        if fold is not None:
-            chosen[ranked[fold[1] :: fold[0]]] = True
-        elif len(ranked) > 1:
-            count = min(max(1, round((share or 0) * len(ranked))), len(ranked) - 1)
-            chosen[ranked[:count]] = True
-    return chosen
 
 
 class CheckedImages(Dataset[tuple[Any, int]]):

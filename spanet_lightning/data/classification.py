@@ -30,11 +30,11 @@ from spanet_lightning.data.class_folders import (
     LabelledFiles,
     class_faults,
     class_names,
-    held_out,
     split_folder,
 )
 from spanet_lightning.data.draws import entropy, preserved, spread, uniform
 from spanet_lightning.data.faults import refuse
+from spanet_lightning.data.holdout import Holdout
 from spanet_lightning.data.info import DataInfo, check_unique, evaluated
 from spanet_lightning.data.listing import Listing, list_images
 from spanet_lightning.data.loaders import drawn_loader, exact_loader
@@ -182,10 +182,6 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
         ):
             if choice not in names:
                 raise invalid_choice(key, choice, names)
-        if split is not None and not 0 < split < 1:
-            raise invalid("split", split, "a share in (0, 1), or null")
-        if split is not None and kfold is not None:
-            raise invalid("kfold", kfold, f"null beside split={split}")
         if classes is not None:
             check_unique(classes, "classes")
         mean, std = channel_statistics(in_chans, mean, std)
@@ -195,9 +191,7 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split
-        self.share = split
-        self.fold = None if kfold is None else _fold(kfold)
-        self.split_seed = split_seed
+        self.holdout = Holdout.parse(split, kfold, split_seed)
         self.predict_root = predict_root
         self.image_size = image_size
         self.in_chans = in_chans
@@ -327,8 +321,8 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
             )
         files = [file for key in keys for file in self._reader(key).files]
         found, covers = digest_files(Path(self.root), files), "names and sizes of the files"
-        if self._holds_out:
-            found = digest(found, f"{self.share} {self.fold} {self.split_seed}")
+        if self.holdout is not None:
+            found = digest(found, str(self.holdout))
             covers += ", the validation split"
         return DataIdentity(
             name=Path(self.root).resolve().name,
@@ -446,13 +440,9 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
 
     # -- reading
 
-    @property
-    def _holds_out(self) -> bool:
-        return self.share is not None or self.fold is not None
-
     def _is_held_out(self, key: str) -> bool:
         """Whether a split is the part of the training split that is validated on."""
-        return self._holds_out and (
+        return self.holdout is not None and (
             key == "val_split" or (key == "test_split" and self.test_split is None)
         )
 
@@ -486,12 +476,10 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
             reader = LabelledFiles.unlabelled(listing)
         else:
             reader = LabelledFiles.of(listing, self.class_names)
-            if self._holds_out and (key == "train_split" or self._is_held_out(key)):
+            if self.holdout is not None and (key == "train_split" or self._is_held_out(key)):
                 folder = os.path.join(str(listing.folder), "")  # noqa: PTH118 - with its slash
                 names = [file.removeprefix(folder) for file in reader.files]
-                chosen = held_out(
-                    reader.labels, names, self.split_seed, share=self.share, fold=self.fold
-                )
+                chosen = self.holdout.choose(reader.labels, names)
                 reader = reader.select(np.flatnonzero(chosen == (key != "train_split")).tolist())
             look = CheckedImages(reader, self.eval_transform).image
             files = [(file,) for file in reader.files]
@@ -554,14 +542,6 @@ def _length(dataset: Any) -> int:
         return len(dataset)
     except TypeError:
         return -1
-
-
-def _fold(text: str) -> tuple[int, int]:
-    """Return the number of folds and which of them "K/I" is."""
-    folds, _, index = text.partition("/")
-    if not (folds.isdecimal() and index.isdecimal() and 2 <= int(folds) > int(index)):
-        raise invalid("kfold", text, "'K/I': fold I, from 0 to K - 1, of K folds, such as '5/0'")
-    return int(folds), int(index)
 
 
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:

@@ -23,10 +23,11 @@ from spanet_lightning.data.decode import opened
 from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_minimum
 from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import SampleError, refuse
+from spanet_lightning.data.holdout import Holdout
 from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo, evaluated
 from spanet_lightning.data.listing import check_folder, scan
-from spanet_lightning.data.manifest import DataIdentity, digest_files
+from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.transforms import (
     Augmentation,
     Fit,
@@ -118,6 +119,10 @@ class CocoDataModule(DenseDataModule):
         val_annotations: Their annotations.
         test_images: Folder of the test images; null takes those of a test split, or of validation.
         test_annotations: Their annotations; for prediction, `images` and `categories` are enough.
+        split: Share of the training images to validate on instead of a validation split, of
+            each class alike, by the rarest in an image.
+        kfold: "K/I" holds out fold I, from 0, of K folds of the training images instead.
+        split_seed: Seed of `split` and `kfold`; independent of the seed of the run.
         predict_root: Folder of images to predict, searched recursively; null predicts the test
             images.
         masks: Whether instance masks are read as well.
@@ -159,6 +164,9 @@ class CocoDataModule(DenseDataModule):
         val_annotations: str | None = None,
         test_images: str | None = None,
         test_annotations: str | None = None,
+        split: float | None = None,
+        kfold: str | None = None,
+        split_seed: int = 0,
         predict_root: str | None = None,
         masks: bool = False,
         augmentation: Augmentation = "multi_scale_crop",
@@ -178,7 +186,8 @@ class CocoDataModule(DenseDataModule):
         on_bad_sample: OnBadSample = "fail",
         max_bad_samples: float = 0.01,
     ) -> None:
-        super().__init__(in_chans, mean, std, batch_size, eval_batch_size, num_workers)
+        holdout = Holdout.parse(split, kfold, split_seed)
+        super().__init__(in_chans, mean, std, batch_size, eval_batch_size, num_workers, holdout)
         self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
         for key, choice, names in (
             ("augmentation", augmentation, get_args(Augmentation)),
@@ -191,10 +200,10 @@ class CocoDataModule(DenseDataModule):
             "val": (val_images, val_annotations),
             "test": (test_images, test_annotations),
         }
-        for split, (images, file) in self._given.items():
+        for name, (images, file) in self._given.items():
             if images is not None and file is None:
-                key = f"{split}_annotations"
-                raise invalid(key, file, f"the annotations of {split}_images")
+                key = f"{name}_annotations"
+                raise invalid(key, file, f"the annotations of {name}_images")
         if not short_sides:
             raise invalid("short_sides", short_sides, "at least one side")
         # The default of short_sides is for large images, and only one augmentation uses it.
@@ -267,13 +276,14 @@ class CocoDataModule(DenseDataModule):
     def identity(self) -> DataIdentity:
         """Return what data this is, of the splits that were set up."""
         files = [file for index in self._indices.values() for file in index.files.tolist()]
+        whole = dict.fromkeys(self.files(split).file for split in sorted(self._indices))
+        found = digest_files(Path(self.root), files, list(whole))
+        held = self.holdout is not None
         return DataIdentity(
             name=Path(self.root).resolve().name,
             source=self.root,
-            digest=digest_files(
-                Path(self.root), files, [self.files(split).file for split in sorted(self._indices)]
-            ),
-            images={split: len(index) for split, index in self._indices.items()},
+            digest=digest(found, str(self.holdout)) if held else found,
+            images={split: len(self._part(split, index)) for split, index in self._indices.items()},
             classes=self.num_classes,
             covers="annotations as a whole, names and sizes of the images, contents of a sample",
         )
@@ -293,11 +303,12 @@ class CocoDataModule(DenseDataModule):
         for split in splits.get(stage, ("test",)):
             index = self._index(split)
             if split == "train":
-                self._use(split, trainable_images(index, self.keep_empty))
+                large = trainable_images(index, self.keep_empty)
+                self._use(split, np.intersect1d(large, self._part(split, index)))
                 self._report(index, len(self._usable["train"]))
             else:
-                self._use(split, np.arange(len(index)))
-                if stage != "predict" and not index.num_objects().any():
+                self._use(split, self._part(split, index))
+                if stage != "predict" and not index.num_objects()[self._usable[split]].any():
                     file = self.files(split).file
                     raise DataError(
                         f"{split}_annotations: {file} has no annotations of objects, expected some "
@@ -330,6 +341,8 @@ class CocoDataModule(DenseDataModule):
     def files(self, split: Split) -> CocoSet:
         """Return the files of a split: those given, or those that are where exports have them."""
         root = Path(self.root)
+        if split == "val" and self.holdout is not None:
+            return self.files("train")._replace(key="val")
         images, file = self._given[split]
         if file is None:
             if not root.is_dir():
@@ -357,6 +370,15 @@ class CocoDataModule(DenseDataModule):
             self._check_categories(split, files.file)
             self._indices[split] = index
         return self._indices[split]
+
+    def _part(self, split: Split, index: CocoIndex) -> np.ndarray:
+        """Return the images of a split: a part of the training images, or all of its own."""
+        ours = split == "train" or self.files(split).file == self.files("train").file
+        if self.holdout is None or not ours:
+            return np.arange(len(index))
+        chosen = self.holdout.choose(index.rarest(), list(map(str, index.ids.tolist())))
+        found: np.ndarray = np.flatnonzero(chosen == (split != "train"))
+        return found
 
     def _use(self, split: Split, numbers: np.ndarray) -> None:
         """Note which of some images of a split can be used."""

@@ -86,6 +86,13 @@ class CocoIndex:
         objects: np.ndarray = counts[self.starts[1:]] - counts[self.starts[:-1]]
         return objects
 
+    def rarest(self) -> list[int]:
+        """Return the rarest class of each image, by which images are stratified; 0 without any."""
+        counts = np.bincount(self.labels, minlength=len(self.categories) + 1)
+        pairs = zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+        groups = (self.labels[a:b] for a, b in pairs)
+        return [int(min(group, key=counts.__getitem__, default=0)) for group in groups]
+
     def target(self, index: int, *, crowds: bool, masks: bool) -> DetectionTarget:
         """Return the annotations of an image, at its stored size.
 

@@ -19,7 +19,7 @@ from lightning import LightningDataModule
 from spanet_lightning.data import coco_file, coco_layout
 from spanet_lightning.data.class_folders import LabelledFiles, class_faults, subfolders
 from spanet_lightning.data.classification import ImageClassificationDataModule
-from spanet_lightning.data.coco import CocoDataModule, CocoSet
+from spanet_lightning.data.coco import CocoDataModule, CocoSet, trainable_images
 from spanet_lightning.data.decode import opened
 from spanet_lightning.data.faults import Fault
 from spanet_lightning.data.listing import Listing, scan
@@ -132,11 +132,14 @@ def recognise(root: Path, layout: str | None = None, **options: Any) -> Lightnin
             raise DataError(f"ROOT: found no annotations of instances in {root}, expected some")
         if splits["train"] is None:
             options.setdefault("train_annotations", files[0].relative_to(root).as_posix())
-        if splits["val"] is None and splits["train"] is not None:
-            options.setdefault("val_annotations", splits["train"][1])
+        if splits["val"] is None:
+            options.setdefault("split", 0.2)
         masks = any(coco_file.has_masks(coco_file.read(file)) for file in _coco_files(root)[:1])
         return CocoDataModule(str(root), masks=masks, **options)
     if layout == "masks" or (layout is None and MaskFolders.exist(root)):
+        data = SegmentationFoldersDataModule(str(root), **options)
+        if layout is None and data.split("val") not in data.folders.splits():
+            options["split"] = 0.2
         return SegmentationFoldersDataModule(str(root), **options)
     inner = subfolders(root)
     if layout == "folders" or any(_images_in(root / name) for name in inner):
@@ -231,7 +234,7 @@ def _coco(data: CocoDataModule, whole: bool) -> Contents:
     for file in coco_layout.annotation_files(root) if whole else ():
         if file in known:
             folder = root / coco_layout.image_folder(root, file)
-            sets.setdefault(file, CocoSet(root, file, folder))
+            sets.setdefault(file, CocoSet(root, file, folder, ""))
         elif file not in sets:
             contents.notes.append(f"{file}: not checked: no annotations of instances")
     try:
@@ -249,6 +252,12 @@ def _coco(data: CocoDataModule, whole: bool) -> Contents:
             contents.faults.append(Fault("unreadable annotations", str(file), "", reason))
             continue
         contents.faults += faults
+        if one.key in ("train", "val") and not faults:
+            usable = trainable_images(index, data.keep_empty) if one.key == "train" else range(1)
+            if not len(usable) or not index.num_objects().any():
+                what = "train on" if one.key == "train" else "score"
+                detail = f"no object to {what}, crowds aside"
+                contents.faults.append(Fault("nothing to learn or score", str(file), "", detail))
         different = coco_file.category_fault(own, categories)
         if different is not None:
             contents.faults.append(Fault("different categories", str(file), "", different))
@@ -292,8 +301,8 @@ def _masks(data: SegmentationFoldersDataModule, whole: bool) -> Contents:
         surveys[name] = found
         pixels += found.pixels
         if found.conflict is not None and (listed is None or by_colour):
-            fault = Fault("palettes differ", str(root / folders.masks), "", found.conflict)
-            contents.faults.append(fault)
+            where = str(root / folders.masks)
+            contents.faults.append(Fault("palettes differ", where, "", found.conflict))
         elif found.conflict is not None:
             contents.notes.append(found.conflict)
     if not pixels:

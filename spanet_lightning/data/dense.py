@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from spanet_lightning.data.batches import Collate, DetectionBatch, SegmentationBatch
+from spanet_lightning.data.holdout import Holdout
 from spanet_lightning.data.images import images_to_predict, read_image
 from spanet_lightning.data.loaders import exact_loader, grouped_loader
 from spanet_lightning.data.normalize import Normalize, channel_statistics, in_precision_of_run
@@ -39,6 +40,7 @@ class DenseDataModule(LightningDataModule, CheckedKeywords, ABC):
         batch_size: Images in a training batch, on each device.
         eval_batch_size: Images in a batch of evaluation, on each device.
         num_workers: Processes that load, on each device; 0 loads in the training process.
+        holdout: Training images that are validated on; None where there is a validation split.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -52,8 +54,10 @@ class DenseDataModule(LightningDataModule, CheckedKeywords, ABC):
         batch_size: int,
         eval_batch_size: int,
         num_workers: int,
+        holdout: Holdout | None = None,
     ) -> None:
         super().__init__()
+        self.holdout = holdout
         check_minimum(batch_size=(batch_size, 1), eval_batch_size=(eval_batch_size, 1))
         check_minimum(num_workers=(num_workers, 0))
         self.normalize = Normalize(*channel_statistics(in_chans, mean, std))

@@ -22,10 +22,11 @@ from spanet_lightning.data.batches import Collate, SegmentationSample
 from spanet_lightning.data.dense import DenseDataModule, FolderImages, check_minimum
 from spanet_lightning.data.draws import Draw
 from spanet_lightning.data.faults import Fault, SampleError, refuse
+from spanet_lightning.data.holdout import Holdout
 from spanet_lightning.data.images import read_image
 from spanet_lightning.data.info import DataInfo, evaluated
 from spanet_lightning.data.listing import Listing, Paired, check_folder, pair_by_stem, scan, stem
-from spanet_lightning.data.manifest import DataIdentity, digest_files
+from spanet_lightning.data.manifest import DataIdentity, digest, digest_files
 from spanet_lightning.data.masks import (
     MaskClasses,
     Survey,
@@ -112,9 +113,12 @@ class MaskFolders(NamedTuple):
         present = self.splits()
         if split not in present and not (self.lists and (self.lists / f"{split}.txt").is_file()):
             where = self.lists or self.root / self.images
+            hint = did_you_mean(split, present)
+            if key == "val_split" and not hint:
+                hint = "; data.split: 0.2 validates on a part of the training split"
             raise DataError(
                 f"{key}: got {split!r}, which {where} lacks, expected one of "
-                f"{', '.join(map(repr, present))}{did_you_mean(split, present)}"
+                f"{', '.join(map(repr, present))}{hint}"
             )
         below = "" if self.lists is not None else split
         folders = [self.root / kind / below for kind in (self.images, self.masks)]
@@ -159,6 +163,9 @@ class SegmentationFoldersDataModule(DenseDataModule):
         train_split: Split to train on; null is "training" or "train".
         val_split: Split to validate on; null is "validation", "val" or "valid".
         test_split: Split to test on; null is "test", or else the validation split.
+        split: Share of the training images to validate on instead of a validation split.
+        kfold: "K/I" holds out fold I, from 0, of K folds of the training images instead.
+        split_seed: Seed of `split` and `kfold`; independent of the seed of the run.
         predict_root: Folder of images to predict, searched recursively; null predicts the test
             split.
         images: Folder of the images, below the root; null finds it.
@@ -200,6 +207,9 @@ class SegmentationFoldersDataModule(DenseDataModule):
         train_split: str | None = None,
         val_split: str | None = None,
         test_split: str | None = None,
+        split: float | None = None,
+        kfold: str | None = None,
+        split_seed: int = 0,
         predict_root: str | None = None,
         images: str | None = None,
         annotations: str | None = None,
@@ -222,7 +232,8 @@ class SegmentationFoldersDataModule(DenseDataModule):
         on_bad_sample: OnBadSample = "fail",
         max_bad_samples: float = 0.01,
     ) -> None:
-        super().__init__(in_chans, mean, std, batch_size, eval_batch_size, num_workers)
+        holdout = Holdout.parse(split, kfold, split_seed)
+        super().__init__(in_chans, mean, std, batch_size, eval_batch_size, num_workers, holdout)
         self.bad_samples = BadSamples(on_bad_sample, max_bad_samples)
         check_minimum(crop_size=(crop_size, 32), short_side=(short_side, 32))
         check_minimum(long_side=(long_side, short_side))
@@ -338,6 +349,8 @@ class SegmentationFoldersDataModule(DenseDataModule):
 
     def split(self, name: str) -> str:
         """Return the name in the data set of "train", "val" or "test"."""
+        if name == "val" and self.holdout is not None:
+            return self.split("train")
         given = self._given[name]
         if given is not None:
             return given
@@ -350,10 +363,11 @@ class SegmentationFoldersDataModule(DenseDataModule):
         root = Path(self.root)
         files = [file for pairs in self._datasets.values() for pair in pairs.pairs for file in pair]
         listed = class_lists.find(root, self.classes_file)
+        found = digest_files(root, files, [] if listed is None else [listed])
         return DataIdentity(
             name=root.resolve().name,
             source=self.root,
-            digest=digest_files(root, files, [] if listed is None else [listed]),
+            digest=found if self.holdout is None else digest(found, str(self.holdout)),
             images={name: len(pairs) for name, pairs in self._datasets.items()},
             classes=self.num_classes,
             covers="the list of classes, names and sizes of images and masks, contents of a sample",
@@ -410,9 +424,17 @@ class SegmentationFoldersDataModule(DenseDataModule):
         """Return each image of a split with its mask."""
         paired = self.folders.pair(self.split(name), f"{name}_split")
         refuse(iter(paired.faults), f"spanet data check {self.root}")
-        if not paired.pairs:
+        pairs = paired.pairs
+        if self.holdout is not None and self.split(name) == self.split("train"):
+            base = Path(self.root)
+            names = [image.relative_to(base).as_posix() for image, _ in pairs]
+            chosen = self.holdout.choose([0] * len(pairs), names)
+            pairs = [
+                pair for pair, out in zip(pairs, chosen, strict=True) if out != (name == "train")
+            ]
+        if not pairs:
             raise DataError(f"{name}_split: {self.split(name)!r} of {self.root} has no images")
-        return paired.pairs
+        return pairs
 
     def _survey(self, name: str) -> Survey:
         if name not in self._surveys:

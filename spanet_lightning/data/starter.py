@@ -159,10 +159,10 @@ def _classification(
     notes = {"image_size": f"typical images have {fit.size[0]}×{fit.size[1]} px"}
     for key, usual in (("train_split", "train"), ("val_split", "val"), ("test_split", None)):
         value = getattr(data, key)
-        if value != usual and not (key == "val_split" and data.share):
+        if value != usual and not (key == "val_split" and data.holdout):
             options[key] = value
-    if data.share:
-        options["split"] = data.share
+    if data.holdout:
+        options["split"] = data.holdout.share
         notes["split"] = "of each class to validate on; kfold: 5/0 is one of five folds"
     options["image_size"] = size
     if grey:
@@ -185,16 +185,18 @@ def _classification(
     ]
 
 
-def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:
+def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:  # noqa: ARG001
     channels = ["        in_chans: 1"] if grey else []
     short = fit.side(800 if fit.cuda else 320)
     long = math.ceil(short * max(fit.size) / min(fit.size) / 32) * 32
     options: dict[str, Any] = {"root": str(data.root)}
-    for split in ("train", "val"):
+    for split in ("train",) if data.holdout else ("train", "val"):
         files = data.files(split)
         root = Path(data.root)
         options[f"{split}_images"] = files.folder.relative_to(root).as_posix()
         options[f"{split}_annotations"] = files.file.relative_to(root).as_posix()
+    if data.holdout:
+        options["split"] = data.holdout.share
     options |= {
         "masks": data.masks,
         "augmentation": "flip",
@@ -207,10 +209,9 @@ def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str
     notes = {
         "in_chans": "the images are grey",
         "short_side": f"typical images have {fit.size[0]}×{fit.size[1]} px",
+        "split": "of the images to validate on; kfold: 5/0 is one of five folds",
         "masks": "instance masks: Mask R-CNN" if data.masks else "boxes alone",
     }
-    if options["val_annotations"] == options["train_annotations"]:
-        notes["val_annotations"] = "the training set: there is no other"
     return [
         *_model("DetectionTask", short, fit, channels, "MaskRCNN" if data.masks else "RetinaNet"),
         f"      warmup_epochs: {max(1, fit.epochs // 20)}",
@@ -220,14 +221,14 @@ def _detection(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str
     ]
 
 
-def _segmentation(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:
+def _segmentation(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[str]:  # noqa: ARG001
     channels = ["        in_chans: 1"] if grey else []
     crop = fit.side(512 if fit.cuda else 256)
     long = math.ceil(crop * max(fit.size) / min(fit.size) / 32) * 32
     options: dict[str, Any] = {
         "root": str(data.root),
         "train_split": data.split("train"),
-        "val_split": data.split("val"),
+        **({"split": data.holdout.share} if data.holdout else {"val_split": data.split("val")}),
         "crop_size": crop,
         "short_side": crop,
         "long_side": max(long, crop),
@@ -237,6 +238,7 @@ def _segmentation(data: Any, contents: Contents, fit: _Fit, grey: bool) -> list[
     }
     notes = {
         "in_chans": "the images are grey",
+        "split": "of the images to validate on; kfold: 5/0 is one of five folds",
         "crop_size": f"typical images have {fit.size[0]}×{fit.size[1]} px",
     }
     return [
