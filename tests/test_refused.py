@@ -1,7 +1,7 @@
 """If one of these fails, a user's mistake is a traceback or a riddle, or leaves something behind.
 
-Each refusal is one line that names the file or key, what was found and what is accepted; the exit
-code is 2 and nothing is written.
+Each refusal is one line that names the file or key, the value and what is accepted; the exit code
+is 2 and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -25,284 +24,20 @@ from tests import dense_sets
 from tests.helpers import DIGITS, UNTRACKED, files, images, refused
 
 
-class Refusal(NamedTuple):
-    """What is refused.
-
-    Attributes:
-        args: The command line.
-        says: What its line has to hold: the file or key, what was found, what to do.
-        before: Makes what it is about.
-        main: The command.
-    """
-
-    args: list[str]
-    says: tuple[str, ...]
-    before: Callable[[], object] = lambda: None
-    main: Callable[[list[str]], None] = cli.main
+def assert_refused(row: str, args: list[str], capsys, main=cli.main) -> None:
+    """Run what must be refused, in a line that holds each of the texts of a row."""
+    error = refused(args, capsys, main)
+    for words in row.split(" | "):
+        assert words in error
 
 
-def file(name: str, text: str | bytes) -> Callable[[], object]:
-    content = text.encode() if isinstance(text, str) else text
-    return lambda: Path(name).write_bytes(content)
+def rows(table: str) -> list[str]:
+    return [row for row in table.strip().splitlines() if not row.startswith("#")]
 
 
-def bad_folders() -> None:
-    """Spoil the first validation image: the check before training comes upon it."""
-    images(Path("set"))
-    Path("set/val/cat/0.png").write_bytes(b"<html>404</html>")
-    Path("set/val/cat/1.png").write_bytes(b"")
+# -- keys and values
 
-
-def bad_coco(name: str) -> Callable[[], object]:
-    def write() -> None:
-        root = dense_sets.coco(Path("set"))
-        dense_sets.edit(root, "train", lambda d: d["images"][0].update(file_name=name))
-
-    return write
-
-
-def linked() -> None:
-    images(Path("set"))
-    Path("set/train/cat/0.png").unlink()
-    Path("set/train/cat/0.png").symlink_to("/etc/hostname")
-
-
-def flipped(half: bool = False) -> None:
-    """Write weights with one bit that is another one, which torch reads without a word."""
-    torch.save({"state_dict": {"weight": torch.zeros(4096)}}, "a.pth")
-    content = bytearray(Path("a.pth").read_bytes())
-    content[len(content) // 2] ^= 1
-    Path("a.pth").write_bytes(content[: len(content) // 2] if half else content)
-
-
-def too_large() -> None:
-    images(Path("set"))
-    Image.new("1", (12000, 12000)).save("set/val/cat/0.png")
-
-
-def run(*args: str) -> list[str]:
-    return ["fit", *UNTRACKED, *args]
-
-
-def config(text: str, *says: str) -> Refusal:
-    return Refusal(run("--config=own.yaml"), ("own.yaml:", *says), file("own.yaml", text))
-
-
-FOLDERS = [
-    "--data=ImageClassificationDataModule",
-    "--data.root=set",
-    "--data.image_size=32",
-    "--data.batch_size=2",
-    "--data.num_workers=0",
-]
-COCO = [
-    "fit",
-    "--config=" + str(Path(DIGITS).with_name("retinanet.yaml")),
-    "--trainer.logger=false",
-    "--data=CocoDataModule",
-    "--data.root=set",
-    *(f"--data.{key}={value}" for key, value in dense_sets.COCO_FOLDERS.items()),
-]
-ADD_EARLY_STOPPING = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
-EVIL = b"cos\nsystem\n(S'touch pwned'\ntR."  # a pickle that runs a command
-
-REFUSALS: dict[str, Refusal] = {
-    # images
-    "a page as an image": Refusal(
-        run(*FOLDERS), ("set/val/cat/0.png (index 0)", "a page of HTML", "expected"), bad_folders
-    ),
-    "a bomb": Refusal(
-        run(*FOLDERS), ("set/val/cat/0.png", "12000×12000 px", "SPANET_MAX_PIXELS"), too_large
-    ),
-    "more than may be skipped": Refusal(
-        run(*FOLDERS, "--data.on_bad_sample=skip"),
-        ("data.max_bad_samples: got 0.01, at most 1 of the 8 samples of val", "0.png (index 0)"),
-        bad_folders,
-    ),
-    "another policy": Refusal(
-        run(*FOLDERS, "--data.on_bad_sample=replace"),
-        ("data.on_bad_sample: got 'replace', expected one of 'fail', 'skip'",),
-    ),
-    "a share of two": Refusal(
-        run(*FOLDERS, "--data.max_bad_samples=2"), ("data.max_bad_samples: got 2.0, expected",)
-    ),
-    # names
-    "a link out": Refusal(
-        run(*FOLDERS), ("set/train/cat/0.png: link out of", "SPANET_FOLLOW_LINKS=1"), linked
-    ),
-    "a name above": Refusal(
-        COCO,
-        ("instances_train.json: image 10", "'../../etc/passwd', expected a name below"),
-        bad_coco("../../etc/passwd"),
-    ),
-    "a name from the root": Refusal(
-        COCO, ("instances_train.json: image 10", "'/etc/passwd', expected"), bad_coco("/etc/passwd")
-    ),
-    # checkpoints and addresses
-    "code to resume from": Refusal(
-        run("--ckpt_path=a.ckpt"), ("ckpt_path: a.ckpt: refused",), file("a.ckpt", EVIL)
-    ),
-    "code as weights": Refusal(
-        run("--model.weights=a.pth"),
-        ("a.pth: refused, reading it would call",),
-        file("a.pth", EVIL),
-    ),
-    "weights that are not what was written": Refusal(
-        run("--model.weights=a.pth"), ("a.pth: is damaged: its part",), flipped
-    ),
-    "half of the weights": Refusal(
-        ["convert", "a.pth", "b.safetensors"],
-        ("a.pth: is damaged: it is cut off",),
-        lambda: flipped(half=True),
-        app.main,
-    ),
-    "code to convert": Refusal(
-        ["convert", "a.pth", "b.safetensors"], ("a.pth: refused",), file("a.pth", EVIL), app.main
-    ),
-    "an address to resume from": Refusal(
-        run("--ckpt_path=https://x.org/a.ckpt"), ("ckpt_path: got 'https://x.org/a.ckpt'", "local")
-    ),
-    "http": Refusal(
-        run("--model.weights=http://x.org/a.pth"),
-        ("weights: got 'http://x.org/a.pth', expected a local file, or https://…#sha256=HASH",),
-    ),
-    "no hash": Refusal(
-        run("--model.weights=https://x.org/a.pth"),
-        ("weights: got 'https://x.org/a.pth', which states no hash; expected",),
-    ),
-    "published weights": Refusal(
-        ["analyze", "spectrum", "--model=spanet_s", "--pretrained", "--images=sample"],
-        ("weights of spanet_s: got https://", "states no hash", "model.weights=FILE"),
-        main=app.main,
-    ),
-    # configurations
-    "a foreign class": config(
-        "model: other.Thing\n", "1: model", "got 'other.Thing'", "SPANET_TRUSTED_PACKAGES=other"
-    ),
-    "a demo's class": config(
-        "data: lightning.pytorch.demos.mnist_datamodule.MNISTDataModule\n", "1: data", "expected"
-    ),
-    "a tag": config("name: !!python/name:os.system x\n", "1: the tag !!python/name", "is refused"),
-    "a tag in a study": Refusal(
-        ["sweep", "plan", "own.yaml"],
-        ("own.yaml:1: the tag !!python/object/apply:os.system is refused",),
-        file("own.yaml", "question: !!python/object/apply:os.system [ls]\n"),
-        app.main,
-    ),
-    "too deep": Refusal(
-        run("--config=own.yaml"),
-        ("own.yaml: is nested too deeply, expected",),
-        file("own.yaml", "a: " + "[" * 5000),
-    ),
-    "a null for a group": config("trainer: null\n", "1: trainer: got None, expected keys"),
-    "a null for a number": config(
-        "data:\n  init_args:\n    batch_size: null\n", "3: data.batch_size: got None, expected an"
-    ),
-    "a list of arguments": config(
-        "model:\n  class_path: ClassificationTask\n  init_args: [1]\n",
-        "3: model.init_args: got [1], expected keys and values of ClassificationTask",
-    ),
-    "an item that is no class": config(
-        "trainer:\n  callbacks: [3]\n", "2: trainer.callbacks[0]: got 3, expected a class_path"
-    ),
-    "an item without its class": config(
-        "trainer:\n  callbacks:\n  - monitor: x\n", "3: trainer.callbacks[0]: got {'monitor': 'x'}"
-    ),
-    "a mistake in a nested list": config(
-        "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: {monitr: x}\n",
-        "4: trainer.callbacks[0].monitr: got 'x'",
-        "did you mean 'trainer.callbacks[0].monitor'?",
-    ),
-    "a mistake that a later file overrides": Refusal(
-        run("--config=own.yaml", "--trainer.max_epochs=1"),
-        ("own.yaml:2: trainer.max_epochs: got 'two', expected an integer or null",),
-        file("own.yaml", "trainer:\n  max_epochs: two\n"),
-    ),
-    "a key that an earlier file has wrong": Refusal(
-        run("--config=own.yaml", "--config=" + DIGITS),
-        ("own.yaml:2: trainer.max_epoch: got 2", "did you mean 'trainer.max_epochs'?"),
-        file("own.yaml", "trainer:\n  max_epoch: 2\n"),
-    ),
-    "a mistake in a class that was added": Refusal(
-        run("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitr=val/loss"),
-        ("callbacks[0].monitr: got 'val/loss'", "did you mean 'trainer.callbacks[0].monitor'?"),
-    ),
-    "no such class to add": Refusal(
-        run("--trainer.callbacks+=EarlyStoping"),
-        ("trainer.callbacks[0]: got 'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping"),
-    ),
-    "a class to add that is none of ours": Refusal(
-        run("--trainer.callbacks+=other.Thing"),
-        ("trainer.callbacks[0]: got 'other.Thing'", "SPANET_TRUSTED_PACKAGES=other"),
-    ),
-    "a value that Lightning's class refuses": Refusal(
-        run(*ADD_EARLY_STOPPING, "--trainer.callbacks.mode=up"),
-        ("trainer.callbacks[0].mode: got 'up': `mode` can be min, max",),
-    ),
-    "a value that torch refuses, below Lightning's class": Refusal(
-        run("--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=2"),
-        ("trainer.callbacks[0].decay: got 2.0: Invalid decay value",),
-    ),
-    "a value of the checkpoints' group": Refusal(
-        run("--checkpoint.mode=up"),
-        ("checkpoint.mode: got 'up', expected one of 'min', 'max' or null",),
-    ),
-    "arguments that are not named": config(
-        "model:\n  class_path: ClassificationTask\n  dict_kwargs: {foo: 3}\n",
-        "3: model.dict_kwargs: got {'foo': 3}, expected nothing",
-    ),
-    "arguments that are passed on to nobody": Refusal(
-        run("--config=own.yaml"),
-        ("trainer.callbacks[0].foo: got 3: ", "unexpected keyword argument 'foo'"),
-        file(
-            "own.yaml",
-            "trainer:\n  callbacks+:\n  - class_path: EMAWeightAveraging\n"
-            "    dict_kwargs: {foo: 3}\n",
-        ),
-    ),
-    "averaged weights in parts": Refusal(
-        run("--trainer.strategy=fsdp2", "--trainer.callbacks+=EMAWeightAveraging"),
-        ("trainer.strategy: got 'fsdp2', expected ddp, or no EMAWeightAveraging",),
-    ),
-    "a logger of a package that is not there": Refusal(
-        run("--trainer.logger=lightning.pytorch.loggers.CometLogger"), ("needs another package",)
-    ),
-    # the commands around it
-    "a doctor without a file": Refusal(
-        ["doctor", "--config=no.yaml"],
-        ("--config: got 'no.yaml', which does not exist; expected",),
-        main=app.main,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_one_line_names_it(
-    name: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-    refusal = REFUSALS[name]
-    refusal.before()
-    line = refused(refusal.args, capsys, refusal.main)  # exit 2, one line, nothing on disk
-    assert "Traceback" not in line
-    for words in refusal.says:
-        assert words in line
-
-
-# -- the command line and files
-
-
-class Code:
-    """Runs a command when it is unpickled."""
-
-    def __reduce__(self):
-        return os.system, ("touch pwned",)
-
-
+# What is typed | what the line has to hold | …
 MISTAKES = r"""
 --model.backbone.kernel_sizess=[3] | kernel_sizess: got [3] | backbone.kernel_sizes'?
 --trainer.max_epoch=3 | trainer.max_epoch: got 3 | did you mean 'trainer.max_epochs'?
@@ -326,8 +61,23 @@ MISTAKES = r"""
 --model=spanet_lightning.Clasification | 'spanet_lightning.ClassificationTask'?
 --data=spanet_lightning.SPANet | data: got 'spanet_lightning.SPANet' | subclass of
 --trainer.callbacks=EarlyStoping | 'lightning.pytorch.callbacks.EarlyStopping'?
+--trainer.callbacks+=EarlyStoping | trainer.callbacks[0]: got 'EarlyStoping' | EarlyStopping
+--trainer.callbacks+=other.Thing | callbacks[0]: got 'other.Thing' | TRUSTED_PACKAGES=other
+--trainer.callbacks+=Timer --trainer.callbacks.x=1 | callbacks[0].x: got 1 | of Timer
 --model.backbone.class_path=os.system | got 'os.system', expected a class of spanet
 --model.backbone.class_path=torch.hub.load | got 'torch.hub.load', expected
+--checkpoint.mode=up | checkpoint.mode: got 'up', expected one of 'min', 'max' or null
+--data=ImageClassificationDataModule --data.on_bad_sample=replace | got 'replace', expected one of 'fail', 'skip'
+--model.backbone.num_classes=5 | num_classes: got 5 | taken from data.num_classes
+extra | unrecognized arguments: extra
+--trainer.max_epochs | --trainer.max_epochs: expected one argument
+--config | --config: is given without a value
+--config=nowhere.yaml | --config: got 'nowhere.yaml', which does not exist
+# keys of the first version
+--global_batch=8 | global_batch: got 8 | it is called 'global_batch_size' now
+--pictures=3 | it is called 'num_visualizations' now
+--tracking.pictures_every=2 | it is called 'tracking.log_images_every_n_epochs' now
+# what constructors refuse
 V1 --model.backbone.radius=[1,2] | model.backbone.radius: got [1.0, 2.0] | four
 V1 --model.backbone.balance=[0.5,1.5] | balance[1]: got 1.5, expected | [0, 1]
 V1 --model.backbone.kernel_size=4 | backbone.kernel_size: got 4, expected an odd
@@ -338,107 +88,113 @@ V1 --model.backbone.kernel_size=301 | backbone.kernel_size: got 301 | to 31
 --model.label_smoothing=2 | model.label_smoothing: got 2.0, expected
 --model.weights=no.pth | no.pth
 --data.batch_size=0 | data.batch_size: got 0, expected at least 1
---model.backbone.num_classes=5 | num_classes: got 5 | taken from data.num_classes
 --trainer.accelerator=abacus | trainer.accelerator: got 'abacus'
 --trainer.strategy=magic | trainer.strategy: got 'magic'
 --trainer.accumulate_grad_batches=0 | accumulate_grad_batches: got 0 | at least 1
 --trainer.max_epochs=-3 | trainer.max_epochs: got '-3'
 --trainer.max_epochs=0 | trainer.max_epochs: got 0, expected at least 1
-extra | unrecognized arguments: extra
---trainer.max_epochs | --trainer.max_epochs: expected one argument
---config | --config: is given without a value
---config=nowhere.yaml | --config: got 'nowhere.yaml', which does not exist
-# renamed keys of the first version
---global_batch=8 | global_batch: got 8 | it is called 'global_batch_size' now
---pictures=3 | it is called 'num_visualizations' now
---tracking.pictures_every=2 | it is called 'tracking.log_images_every_n_epochs' now
+--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay=2 | callbacks[0].decay: got 2.0
+--trainer.strategy=fsdp2 --trainer.callbacks+=EMAWeightAveraging | got 'fsdp2', expected ddp
+--trainer.logger=lightning.pytorch.loggers.CometLogger | needs another package
+# addresses
+--ckpt_path=https://x.org/a.ckpt | ckpt_path: got 'https://x.org/a.ckpt' | local
+--model.weights=http://x.org/a.pth | got 'http://x.org/a.pth', expected a local file, or https:
+--model.weights=https://x.org/a.pth | got 'https://x.org/a.pth', which states no hash; expected
 """
-"""What is typed | what the line has to hold | …"""
 V1 = ["--model.backbone=SPANet", "--model.backbone.variant=test"]
 
 
-@pytest.mark.parametrize("row", [r for r in MISTAKES.strip().splitlines() if r[0] != "#"])
+@pytest.mark.parametrize("row", rows(MISTAKES))
 def test_mistake_on_the_command_line(row, capsys):
-    typed, *says = row.split(" | ")
+    typed, _, says = row.partition(" | ")
     args = [*(V1 if typed.startswith("V1 ") else []), *typed.removeprefix("V1 ").split()]
-    error = refused(["fit", *UNTRACKED, *args], capsys)
-    for words in says:
-        assert words in error
+    assert_refused(says, ["fit", *UNTRACKED, *args], capsys)
 
 
-FILES = [
-    ("trainer:\n  max_epochs: 3\n  max_epoch: 4\n", "bad.yaml:3: trainer.max_epoch: got 4"),
-    ("trainer:\n  max_epochs: x\n", "bad.yaml:2: trainer.max_epochs: got 'x', expected an int"),
-    (
-        "model:\n  init_args:\n    backbone:\n      init_args:\n        variant: s19\n",
-        "bad.yaml:5: model.backbone.variant: got 's19'",
-    ),
-    (
-        "model:\n  init_args:\n    backbone:\n      init_args:\n        kernel_sizes: [2]\n",
-        "bad.yaml:5: model.backbone.kernel_sizes: got 2, expected an odd",
-    ),
-    ("model:\n  label_smoothin: 0\n", "bad.yaml:2: model.label_smoothin: got 0, but there"),
-    ("trainer:\n  max_epochs: 3\n x: [\n", "bad.yaml:3:2: not valid YAML"),
-    ("\ttrainer: {}\n", "bad.yaml:1:1: not valid YAML"),
-    ("trainer:\n  max_epochs: 1\n  max_epochs: 2\n", "bad.yaml:3: max_epochs: given twice"),
-    ("- fit\n", "bad.yaml: expected keys and values"),
-    ("trainer: &t\n  x: *t\n", "the value contains itself"),
-    ("a: !!python/object/apply:os.system [touch pwned]\n", "bad.yaml:1: the tag !!python/obj"),
-]
+# What bad.yaml holds | what the line has to hold | …
+FILES = r"""
+trainer:\n  max_epochs: 3\n  max_epoch: 4 | bad.yaml:3: trainer.max_epoch: got 4
+trainer:\n  max_epochs: x | bad.yaml:2: trainer.max_epochs: got 'x', expected an int
+model: {init_args: {backbone:\n {init_args: {variant: s19}}}} | bad.yaml:2: model.backbone.variant
+model: {init_args: {backbone:\n {kernel_sizes: [2]}}} | bad.yaml:2: model.backbone.kernel_sizes: got
+trainer:\n  max_epochs: 3\n x: [ | bad.yaml:3:2: not valid YAML
+\ttrainer: {} | bad.yaml:1:1: not valid YAML
+trainer:\n  max_epochs: 1\n  max_epochs: 2 | bad.yaml:3: max_epochs: given twice
+- fit | bad.yaml: expected keys and values
+trainer: &t\n  x: *t | the value contains itself
+a: !!python/object/apply:os.system [touch pwned] | bad.yaml:1: the tag !!python/obj | is refused
+model: other.Thing | 1: model | got 'other.Thing' | SPANET_TRUSTED_PACKAGES=other
+data: lightning.pytorch.demos.mnist_datamodule.MNISTDataModule | 1: data | expected
+trainer: null | 1: trainer: got None, expected keys
+data:\n  init_args:\n    batch_size: null | 3: data.batch_size: got None, expected an
+model:\n  class_path: ClassificationTask\n  init_args: [1] | 3: model.init_args: got [1] | keys and
+trainer:\n  callbacks: [3] | 2: trainer.callbacks[0]: got 3, expected a class_path
+trainer:\n  callbacks:\n  - monitor: x | 3: trainer.callbacks[0]: got {'monitor': 'x'}
+trainer: {callbacks: [{class_path: Timer,\n init_args: {x: 1}}]} | 2: trainer.callbacks[0].x: got 1
+model:\n  class_path: ClassificationTask\n  dict_kwargs: {foo: 3} | 3: model.dict_kwargs: got {'foo'
+"""
 
 
-@pytest.mark.parametrize(("text", "says"), FILES)
-def test_mistake_in_a_file_is_found_with_its_line(text, says, capsys):
-    Path("bad.yaml").write_text(text)
-    assert says in refused(["fit", *UNTRACKED, "--config", "bad.yaml"], capsys)
+@pytest.mark.parametrize("row", rows(FILES))
+def test_mistake_in_a_file(row, capsys):
+    text, _, says = row.partition(" | ")
+    Path("bad.yaml").write_text(text.replace(r"\n", "\n").replace(r"\t", "\t"))
+    assert_refused(says, ["fit", *UNTRACKED, "--config=bad.yaml"], capsys)
+    # What is overridden, or configured before its class, is to be right, too.
+    if "max_epoch" in says:
+        assert_refused(says, ["fit", "--config=bad.yaml", *UNTRACKED], capsys)
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("typed", "says"),
     [
-        ([], "expected one of fit, validate, test, predict"),
+        ("", "expected one of fit, validate, test, predict"),
+        ("fot", "command: got 'fot', expected one of 'fit', 'validate', 'test', 'predict'; did"),
+        ("--config=digits/spanet fit", "fit comes first, as in: lightning fit --config FILE"),
+        ("fit", "model: is missing; give it in a file (--config FILE) or as --model CLASS"),
+        ("fit --data=DigitsDataModule", "model: is missing"),
         (
-            ["fot"],
-            "command: got 'fot', expected one of 'fit', 'validate', 'test', 'predict'; did you",
-        ),
-        (["fit"], "model: is missing; give it in a file (--config FILE) or as --model CLASS"),
-        (["fit", "--data=DigitsDataModule"], "model: is missing"),
-        (
-            ["fit", "--model=ClassificationTask", "--data=DigitsDataModule"],
+            "fit --model=ClassificationTask --data=DigitsDataModule",
             "model.backbone: is missing; expected a class_path of Backbone",
         ),
-        (["fit", "--config=" + DIGITS, "--data=null"], "data"),
+        ("fit --config=digits/spanet --data=null", "data"),
+        ("fit --config=digits/spanit", "did you mean 'digits/spanet'?"),
     ],
 )
-def test_incomplete_command_line(args, says, capsys):
-    assert says in refused(args, capsys)
+def test_incomplete_command_line(typed, says, capsys):
+    assert_refused(says, typed.split(), capsys)
 
 
-def test_missing_file_suggests_the_nearest(capsys):
+def test_files_that_are_not_there_or_no_text(capsys):
     Path("digits.yaml").write_text("seed_everything: 1\n")
-    assert "did you mean 'digits.yaml'?" in refused(["fit", "--config=digit.yaml"], capsys)
+    assert_refused("did you mean 'digits.yaml'?", ["fit", "--config=digit.yaml"], capsys)
     Path("latin.yaml").write_bytes(b"name: \xe9t\xe9\n")
-    assert "latin.yaml can't be read as text" in refused(["fit", "--config=latin.yaml"], capsys)
+    assert_refused("latin.yaml can't be read as text", ["fit", "--config=latin.yaml"], capsys)
 
 
-def test_module_outside_the_trusted_packages_is_never_imported(capsys, monkeypatch):
+def test_keyword_that_is_passed_on_to_nobody(capsys):
+    Path("own.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: EMAWeightAveraging, dict_kwargs: {foo: 3}}]}"
+    )
+    says = "trainer.callbacks[0].foo: got 3:  | unexpected keyword argument 'foo'"
+    assert_refused(says.replace(":  |", ": |"), ["fit", *UNTRACKED, "--config=own.yaml"], capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "model.backbone.class_path",
+        "model",
+        "trainer.callbacks",
+        "trainer.logger+",
+        "trainer.plugins",
+    ],
+)
+def test_untrusted_module_is_never_imported(arguments, capsys, monkeypatch):
     Path("hostile.py").write_text("open('pwned', 'w')\nclass Thing: pass\n")
     monkeypatch.syspath_prepend(".")
-    for args in (
-        ["--model.backbone.class_path=hostile.Thing"],
-        ["--model=hostile.Thing"],
-        ["--trainer.callbacks=hostile.Thing"],
-        ["--trainer.callbacks=[hostile.Thing]"],
-        ["--trainer.logger+=hostile.Thing"],
-        ["--trainer.plugins=hostile.Thing"],
-    ):
-        with pytest.raises(SystemExit):
-            cli.main(["fit", *UNTRACKED, *args, "--print_config"])
-        assert capsys.readouterr().err.startswith("error: ")
-    with pytest.raises(
-        SystemExit
-    ):  # a name among the texts that a key takes: printed, not imported
-        cli.main(["fit", *UNTRACKED, "--trainer.strategy=hostile.Thing", "--print_config"])
+    for value in ("hostile.Thing", "[hostile.Thing]"):
+        refused(["fit", *UNTRACKED, f"--{arguments}={value}", "--print_config"], capsys)
     assert "hostile" not in sys.modules
     assert not Path("pwned").exists()
 
@@ -448,13 +204,8 @@ def test_own_package_may_be_named_once_it_is_trusted(capsys, monkeypatch):
         "from spanet_lightning import SPANetV2\nclass Variant(SPANetV2):\n    pass\n"
     )
     monkeypatch.syspath_prepend(".")
-    args = [
-        "fit",
-        *UNTRACKED,
-        "--model.backbone=my_research.Variant",
-        "--trainer.fast_dev_run=true",
-    ]
-    assert f"set {TRUSTED_VARIABLE}=my_research" in refused(args, capsys)
+    args = ["fit", *UNTRACKED, "--model.backbone=my_research.Variant", "--trainer.fast_dev_run=1"]
+    assert_refused(f"set {TRUSTED_VARIABLE}=my_research", args, capsys)
     monkeypatch.setenv(TRUSTED_VARIABLE, "my_research")
     assert type(cli.run(args).model.backbone).__name__ == "Variant"
 
@@ -462,41 +213,75 @@ def test_own_package_may_be_named_once_it_is_trusted(capsys, monkeypatch):
 # -- data
 
 
-def image_args(root: str = "data") -> list[str]:
-    return [
-        *UNTRACKED,
-        "--data=ImageClassificationDataModule",
-        f"--data.root={root}",
-        "--data.image_size=32",
-        "--data.batch_size=2",
-        "--data.num_workers=1",
-    ]
+def spoilt() -> None:
+    images(Path("set"))
+    Path("set/val/cat/0.png").write_bytes(b"<html>404</html>")
+    Path("set/val/cat/1.png").write_bytes(b"")
 
 
-def test_data_that_is_not_there(capsys):
-    assert "data.root: found nothing at data" in refused(["fit", *image_args()], capsys)
-    Path("data/train").mkdir(parents=True)
-    Path("data/val").mkdir()
-    assert "folder data/train: found none" in refused(["fit", *image_args()], capsys)
+def too_large() -> None:
+    images(Path("set"))
+    Image.new("1", (12000, 12000)).save("set/val/cat/0.png")
+
+
+def linked() -> None:
+    images(Path("set"))
+    Path("set/train/cat/0.png").unlink()
+    Path("set/train/cat/0.png").symlink_to("/etc/hostname")
+
+
+def coco(name: str) -> Callable[[], object]:
+    def write() -> None:
+        root = dense_sets.coco(Path("set"))
+        dense_sets.edit(root, "train", lambda d: d["images"][0].update(file_name=name))
+
+    return write
+
+
+FOLDERS = ["--data=ImageClassificationDataModule", "--data.root=set", "--data.image_size=32"]
+FOLDERS = ["fit", *UNTRACKED, *FOLDERS, "--data.batch_size=2", "--data.num_workers=0"]
+COCO = ["fit", "--config=digits/retinanet", "--trainer.logger=false", "--data=CocoDataModule"]
+COCO += ["--data.root=set", *(f"--data.{k}={v}" for k, v in dense_sets.COCO_FOLDERS.items())]
+SKIP = "--data.on_bad_sample=skip"
+DATA = [
+    (FOLDERS, spoilt, "set/val/cat/0.png (index 0) | a page of HTML | expected"),
+    (FOLDERS, too_large, "set/val/cat/0.png | 12000×12000 px | SPANET_MAX_PIXELS"),
+    ([*FOLDERS, SKIP], spoilt, "data.max_bad_samples: got 0.01, at most 1 of the 8 samples of val"),
+    ([*FOLDERS, "--data.max_bad_samples=2"], spoilt, "data.max_bad_samples: got 2.0, expected"),
+    (FOLDERS, linked, "set/train/cat/0.png: link out of | SPANET_FOLLOW_LINKS=1"),
+    (COCO, coco("../../etc/passwd"), "image 10 | '../../etc/passwd', expected a name below"),
+    (COCO, coco("/etc/passwd"), "instances_train.json: image 10 | '/etc/passwd', expected"),
+    (FOLDERS, lambda: None, "data.root: found nothing at set"),
+]
+
+
+@pytest.mark.parametrize(("args", "before", "says"), DATA)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_data(args, before, says, capsys, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+    before()
+    assert_refused(says, args, capsys)
 
 
 @pytest.mark.filterwarnings("ignore:.*number of training batches")  # there are only four
 def test_truncated_image_in_the_middle_of_training(capsys):
-    images(Path("data"))
-    for file in Path("data/train/dog").iterdir():
+    images(Path("set"))
+    for file in Path("set/train/dog").iterdir():
         file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(SystemExit) as exit_info:
-        cli.main(["fit", *image_args(), "--trainer.limit_train_batches=1.0"])
+        cli.main([*FOLDERS, "--trainer.limit_train_batches=1.0", "--data.num_workers=1"])
     error = capsys.readouterr().err
     assert exit_info.value.code == 2
     assert "Traceback" not in error
     last = error.splitlines()[-1]
-    assert last.startswith("error: image data/train/dog/")
+    assert last.startswith("error: image set/train/dog/")
     assert "truncated" in last
     assert not list(Path("runs").rglob("*.ckpt"))
 
 
 # -- checkpoints
+
+EVIL = b"cos\nsystem\n(S'touch pwned'\ntR."  # a pickle that runs a command
 
 
 @pytest.fixture(scope="module")
@@ -507,19 +292,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root / "tiny" / "last.ckpt")
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["fit", "test"])
 def test_checkpoint_of_another_architecture(command, trained, capsys):
-    error = refused([command, *UNTRACKED, *V1, f"--ckpt_path={trained}"], capsys)
-    assert f"ckpt_path: {trained} (SPANetV2 test) is of another architecture" in error
-    assert "configured SPANet: of" in error
-    error = refused(
-        [command, *UNTRACKED, "--model.backbone.img_size=64", f"--ckpt_path={trained}"], capsys
-    )
-    assert "spectral filters for images of 32 px, the configured model for 64 px" in error
-    assert f"--model.weights={trained}" in error
+    ckpt = f"--ckpt_path={trained}"
+    says = f"ckpt_path: {trained} (SPANetV2 test) is of another architecture | SPANet: of"
+    assert_refused(says, [command, *UNTRACKED, *V1, ckpt], capsys)
+    says = f"spectral filters for images of 32 px, the configured model for 64 px | {trained}"
+    assert_refused(says, [command, *UNTRACKED, "--model.backbone.img_size=64", ckpt], capsys)
 
 
-def test_checkpoint_that_names_a_class_does_not_choose_what_is_imported(trained, capsys):
+def test_checkpoint_that_names_a_class_does_not_choose_what_is_imported(trained):
     content = torch.load(trained, weights_only=True)
     content["hyper_parameters"]["_class_path"] = "hostile.Thing"
     content["hyper_parameters"]["_instantiator"] = "hostile.thing"
@@ -528,43 +310,57 @@ def test_checkpoint_that_names_a_class_does_not_choose_what_is_imported(trained,
     assert "hostile" not in sys.modules
 
 
-def test_unreadable_checkpoints(trained, capsys):
+def test_unreadable_checkpoints_and_weights(trained, capsys):
     whole = Path(trained).read_bytes()
     Path("cut.ckpt").write_bytes(whole[: len(whole) // 2])
     Path("empty.ckpt").touch()
-    torch.save({"weight": torch.zeros(1)}, "foreign.ckpt")
-    for path, says in (
-        ("cut.ckpt", "cut.ckpt: is damaged: it is cut off"),
-        ("empty.ckpt", "empty.ckpt: is empty"),
-        ("foreign.ckpt", "is not a checkpoint of a run; to start from official weights"),
-        ("nowhere.ckpt", "which does not exist"),
-        (".", "which is a folder; expected a checkpoint file; there is 'foreign.ckpt'"),
-        ("http://localhost/x.ckpt", "expected a local file, not an address"),
-        ("last", "which does not exist"),
+    Path("evil.ckpt").write_bytes(EVIL)
+    torch.save({"weight": torch.zeros(4096)}, "foreign.ckpt")
+    flipped = bytearray(Path("foreign.ckpt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    Path("flipped.pth").write_bytes(flipped)
+    for option, path, says in (
+        ("ckpt_path", "cut.ckpt", "cut.ckpt: is damaged: it is cut off"),
+        ("ckpt_path", "empty.ckpt", "empty.ckpt: is empty"),
+        ("ckpt_path", "evil.ckpt", "ckpt_path: evil.ckpt: refused"),
+        ("ckpt_path", "foreign.ckpt", "not a checkpoint of a run; to start from official weights"),
+        ("ckpt_path", "nowhere.ckpt", "which does not exist"),
+        ("ckpt_path", ".", "which is a folder; expected a checkpoint file"),
+        ("ckpt_path", "last", "which does not exist"),
+        ("model.weights", "evil.ckpt", "evil.ckpt: refused, reading it would call"),
+        ("model.weights", "flipped.pth", "flipped.pth: is damaged: its part"),
     ):
-        assert says in refused(["fit", *UNTRACKED, f"--ckpt_path={path}"], capsys)
+        assert_refused(says, ["fit", *UNTRACKED, f"--{option}={path}"], capsys)
+    for path, says in (("cut.ckpt", "is damaged: it is cut off"), ("evil.ckpt", "refused")):
+        assert_refused(says, ["convert", path, "b.safetensors"], capsys, app.main)
 
 
 # -- `spanet`
 
+COMMANDS = r"""
+model | command: got 'model', expected one of 'models'
+models s99 | pattern: got 's99', which matches no variant
+models --jsn | spanet models: unrecognized arguments: --jsn
+convert | spanet convert: the following arguments are required: OFFICIAL, OUT
+convert no.pth out.safetensors | no.pth: no such checkpoint file
+convert no.pth out.pth | OUT: got 'out.pth', expected a name that ends in
+convert no.pth no/out.safetensors | there is no folder no
+demo --config=no.yaml | --config: got 'no.yaml', which does not exist
+demo --config=digits/spanet --trainer.max_epoch=1 | 'trainer.max_epochs'?
+doctor --config=no.yaml | --config: got 'no.yaml', which does not exist; expected
+doctor --data.root=x | --data.root=x: is given without --config
+analyze spectrum --model=spanet_s --pretrained --images=sample | got https:// | states no hash
+configs show nothing | NAME: got 'nothing', expected a packaged configuration or study
+sweep plan tag.yaml | tag.yaml:1: the tag !!python/object/apply:os.system is refused
+"""
 
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["model"], "command: got 'model', expected one of 'models'"),
-        (["models", "s99"], "pattern: got 's99', which matches no variant"),
-        (["models", "--jsn"], "spanet models: unrecognized arguments: --jsn"),
-        (["convert"], "spanet convert: the following arguments are required: OFFICIAL, OUT"),
-        (["convert", "no.pth", "out.safetensors"], "no.pth: no such checkpoint file"),
-        (["convert", "no.pth", "out.pth"], "OUT: got 'out.pth', expected a name that ends in"),
-        (["convert", "no.pth", "no/out.safetensors"], "there is no folder no"),
-        (["demo", "--config=no.yaml"], "--config: got 'no.yaml', which does not exist"),
-        (["demo", "--config=" + DIGITS, "--trainer.max_epoch=1"], "'trainer.max_epochs'?"),
-    ],
-)
-def test_mistake_in_a_subcommand(args, says, capsys):
-    error = refused(args, capsys, app.main)
-    assert says in error
+
+@pytest.mark.parametrize("row", rows(COMMANDS))
+def test_mistake_in_a_subcommand(row, capsys):
+    typed, _, says = row.partition(" | ")
+    if "tag.yaml" in typed:
+        Path("tag.yaml").write_text("question: !!python/object/apply:os.system [ls]\n")
+    assert_refused(says, typed.split(), capsys, app.main)
 
 
 # -- processes and bugs
@@ -572,21 +368,13 @@ def test_mistake_in_a_subcommand(args, says, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [
-        ["spanet_lightning", "fit", "--config", DIGITS, "--trainer.max_epoch=3"],
-        ["spanet_lightning.app", "models", "s99"],
-    ],
+    ["spanet_lightning fit --config digits/spanet --trainer.max_epoch=3", "spanet_lightning.app x"],
 )
 def test_process_ends_with_code_2_and_one_line(command):
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", *command.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert files() == set()
@@ -596,12 +384,11 @@ def test_bug_keeps_its_traceback(monkeypatch):
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(
-        "spanet_lightning.tasks.classification.ClassificationTask.training_step", broken
-    )
+    task = "spanet_lightning.tasks.classification"
+    monkeypatch.setattr(f"{task}.ClassificationTask.training_step", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["fit", *UNTRACKED])
-    monkeypatch.setattr("spanet_lightning.tasks.classification.MeanMetric", broken)
+    monkeypatch.setattr(f"{task}.MeanMetric", broken)
     with pytest.raises(Exception, match="a bug") as info:  # as jsonargparse passes it on
         cli.main(["fit", *UNTRACKED])
     assert isinstance(info.value.__cause__, RuntimeError)
@@ -610,4 +397,4 @@ def test_bug_keeps_its_traceback(monkeypatch):
 def test_developer_may_see_where_a_mistake_was_found(monkeypatch):
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     with pytest.raises(ValueError, match="odd integer"):
-        cli.main(["fit", *UNTRACKED, "--model.backbone.kernel_sizes=[4]"])
+        cli.main(["fit", "--config", DIGITS, "--model.backbone.kernel_sizes=[4]"])
