@@ -67,7 +67,7 @@ MISTAKES = r"""
 --model.backbone.class_path=os.system | got 'os.system', expected a class of spanet
 --model.backbone.class_path=torch.hub.load | got 'torch.hub.load', expected
 --checkpoint.mode=up | checkpoint.mode: got 'up', expected one of 'min', 'max' or null
---data=ImageClassificationDataModule --data.on_bad_sample=replace | got 'replace', expected one of 'fail', 'skip'
+--data=ImageClassificationDataModule --data.on_bad_sample=x | expected one of 'fail', 'skip'
 --model.backbone.num_classes=5 | num_classes: got 5 | taken from data.num_classes
 extra | unrecognized arguments: extra
 --trainer.max_epochs | --trainer.max_epochs: expected one argument

@@ -65,13 +65,14 @@ def _list(pattern: str) -> None:
         if not names:
             continue
         print(f"{kind}:")
+        width = max(map(len, names))
         for name in names:
             text = (config_files.packaged(kind) / f"{name}.yaml").read_text(encoding="utf-8")
             stated = re.search(r"^(?:#|question:) *(.+)", text, re.MULTILINE)
             about = stated[1].strip() if stated else ""
-            room = 79 - 2 - max(40, len(name) + 1)
-            about = about if len(about) <= room else f"{about[: room - 1]}…"
-            print(f"  {name:<40} {about}".rstrip())
+            space = max(20, shutil.get_terminal_size((80, 24)).columns - width - 4)
+            about = about if len(about) <= space else f"{about[: space - 1]}…"
+            print(f"  {name:<{width}}  {about}".rstrip())
 
 
 def _find(name: str) -> tuple[str, Path]:
