@@ -22,7 +22,7 @@ _TAGS = {
     f"tag:yaml.org,2002:{name}"
     for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge", "value", "timestamp")
 }
-_MOST_VALUES = 100_000
+_MOST_VALUES = 20_000
 # YAML 1.1 reads these as numbers, in base 8 and 60: nobody who writes them means that.
 _TEXT = re.compile(r"[-+]?0\d[\d_]*|[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
 
