@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from spanet_lightning import SPANetV2, app, cli, export
+from spanet_lightning import SPANetV2, TimmBackbone, app, cli, export
 from tests.helpers import CONFIGS, UNTRACKED, files, refused
 from tests.test_export import check_graph
 
@@ -86,6 +86,26 @@ def test_checkpoint_of_the_first_version_is_exported(capsys):
         torch.testing.assert_close(source.model(images), trained(images))
 
 
+def test_models_of_timms_are_exported_from_a_run_and_by_name(capsys):
+    torch.manual_seed(0)
+    trained = TimmBackbone("test_convnext", num_classes=4).eval()
+    described = {"class_path": "spanet_lightning.TimmBackbone", "init_args": {"name": trained.name}}
+    checkpoint(
+        state_dict={f"backbone.{k}": v for k, v in trained.state_dict().items()},
+        hyper_parameters={
+            "_class_path": "spanet_lightning.ClassificationTask",
+            "backbone": described,
+        },
+    )
+    app.main(["export", "best.ckpt", *SAFE])
+    app.main(["export", "model.safetensors", "--format", "onnx", "--output", "model.onnx"])
+    assert "logits (batch, 4) float32" in capsys.readouterr().out
+    images = torch.randn(1, 3, *export.read("model.safetensors").size)
+    with torch.no_grad():
+        assert torch.equal(export.read("best.ckpt").model(images), trained(images))
+    assert export.read("resnet10t", num_classes=5).model.num_classes == 5
+
+
 def test_task_built_by_hand_is_described_by_the_configuration_beside_it(capsys):
     checkpoint(hyper_parameters={"label_smoothing": 0.1})
     assert "does not tell how its backbone was built" in error(capsys, "best.ckpt", *SAFE)
@@ -113,7 +133,7 @@ def test_task_built_by_hand_is_described_by_the_configuration_beside_it(capsys):
         ),
         (
             {"backbone": {"class_path": "somebody.SPANetV2", "init_args": {}}},
-            "its backbone is 'somebody.SPANetV2'; only SPANet and SPANetV2",
+            "its backbone is 'somebody.SPANetV2'; only SPANet, SPANetV2",
         ),
         (
             {"backbone": {"class_path": "spanet_lightning.SPANetV2", "init_args": {"new": 1}}},
@@ -121,7 +141,7 @@ def test_task_built_by_hand_is_described_by_the_configuration_beside_it(capsys):
         ),
         (
             {"backbone": {"class_path": "spanet_lightning.SPANet", "init_args": {}}},
-            "its weights are not those of the SPANet that it describes",
+            "holds SPANetV2 weights (test_spanetv2), the model is SPANet",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,23 @@ from spanet_lightning.backbones import (
     Backbone,
     SPANet,
     SPANetV2,
+    TimmBackbone,
     checkpoint_file,
     load_official,
     spanet,
     spanetv2,
 )
-from spanet_lightning.backbones.official import FORMAT, WeightsSet
+from spanet_lightning.backbones.official import FORMAT
 from spanet_lightning.backbones.validate import image_size
-from spanet_lightning.backbones.weights import read_weights
-from spanet_lightning.data.info import stored_info
+from spanet_lightning.backbones.weights import WeightsSet, read_weights
 from spanet_lightning.errors import CheckpointError, ConfigError, did_you_mean, invalid
 from spanet_lightning.renamed import modernize
 
-FAMILIES: dict[str, type[Backbone]] = {"SPANet": SPANet, "SPANetV2": SPANetV2}
+FAMILIES: dict[str, type[Backbone]] = {
+    "SPANet": SPANet,
+    "SPANetV2": SPANetV2,
+    "TimmBackbone": TimmBackbone,
+}
 MODELS: dict[str, tuple[str, str]] = {
     **{spanet.timm_name(v): ("SPANet", v) for v in spanet.VARIANTS},
     **{spanetv2.timm_name(v): ("SPANetV2", v) for v in spanetv2.VARIANTS},
@@ -41,7 +45,6 @@ MODELS: dict[str, tuple[str, str]] = {
 
 CONFIG_FILE = "config.yaml"
 _IMAGES = ("image_size", "mean", "std")
-_STATED = (*_IMAGES, "classes")
 _CLASSIFICATION = "ClassificationTask"
 
 
@@ -56,7 +59,7 @@ class Source:
             default that changes one day does not change the model.
         weights: Where the weights are from, in words.
         images: What is known of the images it was trained on: `image_size` in pixels, `mean` and
-            `std` of each channel, of values in [0, 1], and the names of the `classes`.
+            `std` of each channel, of values in [0, 1].
     """
 
     model: Backbone
@@ -67,7 +70,9 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Name under which timm knows the variant that the model is of, or began as."""
+        """Name under which timm knows the model, or the variant that it began as."""
+        if self.family == "TimmBackbone":
+            return str(self.arguments["name"])
         module = spanet if self.family == "SPANet" else spanetv2
         return str(module.timm_name(str(self.arguments["variant"])))
 
@@ -75,19 +80,22 @@ class Source:
     def size(self) -> tuple[int, int]:
         """Height and width, in pixels, of the images it was trained on, or built for."""
         wanted = self.images.get("image_size") or self.arguments["img_size"]
+        if wanted is None:
+            wanted = getattr(self.model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
         return image_size("image_size", wanted)
 
     def metadata(self) -> dict[str, str]:
         """Return what an exported file says of itself; `from_safetensors` reads it."""
         found = {
             "format": FORMAT,  # with the generation and layout, what `spanet convert` writes
-            "generation": "2" if self.family == "SPANetV2" else "1",
             "version": __version__,
             "model": self.name,
             "family": self.family,
             "arguments": json.dumps(dict(self.arguments)),
             "weights": self.weights,
         }
+        if self.family != "TimmBackbone":
+            found["generation"] = "2" if self.family == "SPANetV2" else "1"
         if "head_layout" in self.arguments:
             found["head_layout"] = str(self.arguments["head_layout"])
         return found | {key: json.dumps(value) for key, value in self.images.items()}
@@ -104,8 +112,8 @@ def read(
     """Build the model that a user names.
 
     Args:
-        text: A checkpoint of a run (`.ckpt`), a file that was exported (`.safetensors`), or the
-            name of a variant, such as "spanetv2_s18_pure".
+        text: A checkpoint of a run (`.ckpt`), a file that was exported (`.safetensors`), or timm's
+            name of a model, such as "spanetv2_s18_pure".
         weights: With a name: a checkpoint for it, official or ours. Without, weights are random.
         weights_set: Which weights of a file that holds their moving average as well.
         num_classes: With a name: classes of the head; default: 1000.
@@ -123,7 +131,7 @@ def read(
         if path.suffix == ".safetensors":
             return from_safetensors(path)
         return from_checkpoint(path, weights_set)
-    if text not in MODELS:
+    if text not in MODELS and not timm.is_model(text):
         if path.is_dir() or path.suffix or len(path.parts) > 1:
             problem = "is a folder" if path.is_dir() else "does not exist"
             raise ConfigError(f"SOURCE: got {text!r}, which {problem}; expected a checkpoint")
@@ -131,27 +139,19 @@ def read(
             "SOURCE",
             text,
             "a checkpoint (.ckpt, .safetensors) or a model's name such as 'spanetv2_s18_pure'",
-            did_you_mean(text, MODELS),
+            did_you_mean(text, [*MODELS, *timm.list_models()]),
         )
-    family, variant = MODELS[text]
-    given: dict[str, Any] = {"variant": variant}
+    family, variant = MODELS.get(text, ("TimmBackbone", ""))
+    given: dict[str, Any] = {"variant": variant} if variant else {"name": text}
     given |= {} if num_classes is None else {"num_classes": num_classes}
+    cfg = timm.get_pretrained_cfg(text)  # what published weights expect
+    images = {} if cfg is None else {"mean": list(cfg.mean), "std": list(cfg.std)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         words = f"random, seed {seed}" if weights is None else Path(weights).name
-        source = _build(family, given, words, _published(text))
+        source = _build(family, given, words, images)
     if weights is not None:
-        report = load_official(source.model, weights, weights_set)
-        if heads := [why for why in report.missing.values() if "classes" in why]:
-            theirs, ours = re.findall(r"\d+", heads[0])
-            raise CheckpointError(
-                f"--weights: {weights} has {theirs} classes, the model {ours}; add "
-                f"--num-classes {theirs}"
-            )
-        if report.missing:
-            raise CheckpointError(
-                f"--weights: {weights} lacks {next(iter(report.missing))}, which would stay random"
-            )
+        _load(source.model, weights, weights_set, f"--weights: {weights}")
     return source
 
 
@@ -170,9 +170,12 @@ def from_checkpoint(path: Path, weights_set: WeightsSet | None = None) -> Source
             f"{path}: is not a checkpoint of a run; for official weights give a model's name and "
             f"--weights {path}"
         )
+    config = _config_beside(path)
     made_by = content.get("hyper_parameters") or {}
     if "backbone" not in made_by:
-        made_by = _made_by(_config_beside(path))
+        model = config.get("model")
+        model = model if isinstance(model, Mapping) else {}
+        made_by = {"_class_path": model.get("class_path"), **(model.get("init_args") or {})}
     task = str(made_by.get("_class_path", "")).rpartition(".")[2]
     backbone = made_by.get("backbone")
     if not isinstance(backbone, Mapping) or not isinstance(backbone.get("class_path"), str):
@@ -185,29 +188,22 @@ def from_checkpoint(path: Path, weights_set: WeightsSet | None = None) -> Source
             f"{path}: holds a {task or 'task of another kind'}; only classifiers "
             f"({_CLASSIFICATION}) can be exported"
         )
-    class_path = backbone["class_path"]
-    package, _, family = class_path.rpartition(".")
+    package, _, family = backbone["class_path"].rpartition(".")
     if package.partition(".")[0] != "spanet_lightning" or family not in FAMILIES:
         raise CheckpointError(
-            f"{path}: its backbone is {class_path!r}; only {' and '.join(FAMILIES)} of "
+            f"{path}: its backbone is {backbone['class_path']!r}; only {', '.join(FAMILIES)} of "
             "spanet_lightning can be exported"
         )
-    tensors = {
-        key.removeprefix("backbone."): value
-        for key, value in read_weights(path, weights_set).tensors.items()
-        if key.startswith("backbone.")
-    }
     arguments = dict(backbone.get("init_args") or {})
     # In a configuration it comes from the data, and so is not among the arguments.
-    arguments["num_classes"] = _num_classes(tensors)
-    config = _config_beside(path)
-    images = _images(config)
-    stored = stored_info(content)
-    if stored is not None:
-        _check_classes(path, stored.classes, config)
-        images |= {"mean": list(stored.mean), "std": list(stored.std)} if stored.mean else {}
-        images["classes"] = list(stored.classes)
-    return _restored(path, family, arguments, tensors, path.name, images)
+    own = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    arguments["num_classes"] = _num_classes(path, family, arguments, own)
+    data = config.get("data")
+    images = (data.get("init_args") if isinstance(data, Mapping) else None) or {}
+    images = {key: images[key] for key in _IMAGES if images.get(key) is not None}
+    source = _build(family, _accepted(path, family, arguments), path.name, images)
+    _load(source.model, path, weights_set, str(path))
+    return source
 
 
 def from_safetensors(path: Path) -> Source:
@@ -216,88 +212,79 @@ def from_safetensors(path: Path) -> Source:
     Raises:
         CheckpointError: If it can't be read, or does not say how its model is built.
     """
-    weights = read_weights(path)
-    name, tensors, metadata = weights.name, weights.tensors, weights.metadata
+    metadata = read_weights(path).metadata
     family = metadata.get("family", "")
     try:
         arguments = json.loads(metadata.get("arguments", ""))
-        images = {key: json.loads(metadata[key]) for key in _STATED if key in metadata}
+        images = {key: json.loads(metadata[key]) for key in _IMAGES if key in metadata}
     except ValueError:
         arguments = None
     if family not in FAMILIES or not isinstance(arguments, dict):
         raise CheckpointError(
-            f"{name}: does not tell how its model is built; give a model's name and "
+            f"{path}: does not tell how its model is built; give a model's name and "
             f"--weights {path}"
         )
-    return _restored(path, family, arguments, tensors, metadata.get("weights", path.name), images)
+    weights = metadata.get("weights", path.name)
+    source = _build(family, _accepted(path, family, arguments), weights, images)
+    _load(source.model, path, None, str(path))
+    return source
 
 
-def _restored(
-    path: Path,
-    family: str,
-    arguments: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    weights: str,
-    images: Mapping[str, Any],
-) -> Source:
+def _accepted(path: Path, family: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored arguments under their present names.
+
+    Raises:
+        CheckpointError: If this version has no such argument.
+    """
     accepted = inspect.signature(FAMILIES[family]).parameters
-    arguments = modernize(arguments, accepted)
-    unknown = sorted(set(arguments) - set(accepted))
-    if unknown:
+    current = modernize(arguments, accepted)
+    if unknown := sorted(set(current) - set(accepted)):
         raise CheckpointError(
             f"{path}: {family} has no argument {unknown[0]!r} in this version ({__version__})"
         )
-    source = _build(family, arguments, weights, images)
-    wanted = source.model.state_dict()
-    wrong = [
-        key
-        for key in [*wanted, *tensors]
-        if key not in wanted or key not in tensors or wanted[key].shape != tensors[key].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: its weights are not those of the {family} that it describes: {wrong[0]}"
-        )
-    source.model.load_state_dict(dict(tensors))
-    return source
+    return current
 
 
 def _build(
     family: str, given: Mapping[str, Any], weights: str, images: Mapping[str, Any]
 ) -> Source:
-    cls = FAMILIES[family]
-    defaults = {
-        name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
-    }
-    arguments = {**defaults, **given}
-    plain: dict[str, Any] = {
-        k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()
-    }
-    return Source(cls(**plain).eval(), family, plain, weights, images)
+    parameters = inspect.signature(FAMILIES[family]).parameters
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    merged = {**defaults, **given}
+    plain: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in merged.items()}
+    model: Backbone = FAMILIES[family](**plain)
+    return Source(model.eval(), family, plain, weights, images)
 
 
-def _check_classes(path: Path, classes: Sequence[str], config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint in the folder of a run whose configuration names other classes."""
-    given = _arguments_of_data(config).get("classes")
-    if isinstance(given, list) and tuple(map(str, given)) != tuple(classes):
+def _load(model: Backbone, file: str | Path, weights_set: WeightsSet | None, key: str) -> None:
+    """Load all weights of a model.
+
+    Raises:
+        CheckpointError: If some would stay random.
+    """
+    report = load_official(model, file, weights_set)
+    if heads := [why for why in report.missing.values() if "classes" in why]:
+        theirs, ours = re.findall(r"\d+", heads[0])
         raise CheckpointError(
-            f"{path}: was trained on the classes {', '.join(classes)}, the {CONFIG_FILE} beside it "
-            f"names {', '.join(map(str, given))}"
+            f"{key} has {theirs} classes, the model {ours}; add --num-classes {theirs}"
         )
+    if report.missing:
+        raise CheckpointError(f"{key} lacks {next(iter(report.missing))}, which would stay random")
 
 
-def _num_classes(tensors: Mapping[str, Tensor]) -> int:
-    """Return the rows of the classifier's last layer: `head` in V1, `head.fc2` in V2."""
-    for name in ("head.weight", "head.fc2.weight"):
-        if name in tensors:
-            return len(tensors[name])
+def _num_classes(
+    path: Path, family: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> int:
+    """Return the rows of a checkpoint's classifier: those that follow `num_classes`."""
+    with torch.device("meta"):
+        one, two = (
+            FAMILIES[family](**(_accepted(path, family, arguments) | {"num_classes": n}))
+            for n in (2, 3)
+        )
+    for (key, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        if a.shape != b.shape:
+            return len(tensors[key]) if key in tensors else 0
     return 0
-
-
-def _published(name: str) -> dict[str, Any]:
-    """Return mean and standard deviation that the published weights of a variant expect."""
-    cfg = timm.get_pretrained_cfg(name)
-    return {} if cfg is None else {"mean": list(cfg.mean), "std": list(cfg.std)}
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
@@ -312,24 +299,3 @@ def _config_beside(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: is not the configuration of a run")
     return config
-
-
-def _made_by(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's task and backbone, as a checkpoint holds them."""
-    model = config.get("model")
-    if not isinstance(model, Mapping) or not isinstance(model.get("init_args"), Mapping):
-        return {}
-    arguments = model["init_args"]
-    return {"_class_path": model.get("class_path"), "backbone": arguments.get("backbone")}
-
-
-def _images(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration tells of the images."""
-    arguments = _arguments_of_data(config)
-    return {key: arguments[key] for key in _IMAGES if arguments.get(key) is not None}
-
-
-def _arguments_of_data(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    data = config.get("data")
-    arguments = data.get("init_args") if isinstance(data, Mapping) else None
-    return arguments if isinstance(arguments, Mapping) else {}
