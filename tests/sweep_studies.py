@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +52,13 @@ EFFECT = {"without SRF": -0.02, "kernels = 3+5+7, SRF = on": 0.004, "kernels = 9
 MACS = {"kernels = 3+5+7, SRF = on": 1.08, "kernels = 9": 1.02}
 
 
-def fill_ablation(study: Study, stored: optuna.Study, *, sd: float = 0.006) -> None:
+def fill_ablation(
+    study: Study,
+    stored: optuna.Study,
+    *,
+    sd: float = 0.006,
+    skip: Callable[[str, int], bool] = lambda arm, seed: False,
+) -> None:
     """Store a result for each cell; arm effects as in `EFFECT`."""
     assert study.ablation is not None
     rng = np.random.default_rng(7)
@@ -62,7 +68,8 @@ def fill_ablation(study: Study, stored: optuna.Study, *, sd: float = 0.006) -> N
         of_seed = rng.normal(0, 0.012)
         for arm in study.ablation.arms.values():
             value = 0.93 + of_seed + EFFECT.get(arm.name, 0.0) + rng.normal(0, sd)
-            add_cell(study, stored, arm, seed, float(round(value, 4)), noise=rng)
+            if not skip(arm.name, seed):
+                add_cell(study, stored, arm, seed, float(round(value, 4)), noise=rng)
 
 
 def add_cell(

@@ -385,3 +385,26 @@ def test_a_file_reports_what_was_run_with_its_data_elsewhere(
     for old, (new, said) in changes.items():
         Path("study.yaml").write_text(FILE.replace(old, new))
         assert said in refused(["report", "study.yaml"], capsys, app.main)
+
+
+def test_added_seeds_and_dropped_arms_are_told_apart() -> None:
+    """Verdicts after a look are exploratory; a dropped arm has none, and the study is complete."""
+    study = made.ablation(range(8))
+    opened = stored(study)
+    fill_ablation(study, opened)
+    assert "xploratory" not in build_report(load_results(opened, study)).verdict
+    opened.set_user_attr("extended", [6])
+    report = build_report(load_results(opened, study))
+    assert report.verdict.startswith("Exploratory, as seeds were added after 6:")
+    assert any("error rate of 5% does not hold" in warning for warning in report.warnings)
+    opened = stored(study)
+    fill_ablation(study, opened, skip=lambda arm, seed: arm == "without SRF" and seed > 2)
+    opened.set_user_attr("dropped", {"without SRF": 3})
+    for seed in range(3, 8):
+        arm = study.ablation.arms["without SRF"]  # type: ignore[union-attr]
+        made.add_cell(study, opened, arm, seed, None, state=TrialState.FAIL, failure="dropped")
+    results = load_results(opened, study)
+    report = build_report(results)
+    assert "without SRF (after 3 seeds); 5 trials saved" in report.verdict
+    assert "could not be compared" not in report.verdict
+    assert not results.budget.unfinished

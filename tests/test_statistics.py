@@ -158,3 +158,32 @@ def test_arms_that_have_not_ended_still_count_as_tests() -> None:
     assert compare(arm, control)["b"].verdict == "better"
     held = compare(arm, control, family=2)["b"]
     assert (held.verdict, held.can_claim) == ("undecided", False)
+
+
+@pytest.mark.parametrize("effect", [0.0, 1.5, -1.5])
+def test_stopping_losers_makes_no_false_claims_and_loses_few_winners(effect: float) -> None:
+    """Three arms, nine seeds: dropped ones claim nothing, the others are tested as one of three."""
+    rng = np.random.default_rng(5)
+    racing = plain = trained = 0
+    for _ in range(STUDIES):
+        differences = rng.normal(effect, 1.0, (3, 9))
+        arms = {str(i): by_seed(0.5 + each) for i, each in enumerate(differences)}
+        control = by_seed(np.full(9, 0.5))
+        stops = {
+            name: next((k for k in range(3, 9) if st.cannot_win(list(differences[i][:k]))), 9)
+            for i, name in enumerate(arms)
+        }
+        trained += sum(stops.values())
+        left = {name: values for name, values in arms.items() if stops[name] == 9}
+        found = compare(left, control, maximize=True, family=3)
+        racing += any(each.verdict == "better" for each in found.values())
+        whole = compare(arms, control, maximize=True, family=3)
+        plain += any(each.verdict == "better" for each in whole.values())
+    assert racing <= plain
+    if effect == 0.0:
+        assert racing / STUDIES <= TOO_MANY
+    elif effect > 0:
+        assert racing >= 0.99 * plain > 0.95 * STUDIES
+    else:
+        assert racing == 0
+        assert trained < 0.6 * STUDIES * 3 * 9  # what it saves

@@ -84,6 +84,10 @@ def run(args: argparse.Namespace) -> None:
         report = replace(report, sections=[*report.sections, section])
     files = {**build.report_files(results, report, formats), **spectra}
     build.write_files(folder, files)
+    if stored.user_attrs.get("tracker"):
+        from spanet_lightning.sweep.tracker import log_report
+
+        log_report(stored.user_attrs, report.verdict, folder)
     texts = [build.FORMATS[name] for name in formats]
     data = [file for file in files if file.endswith(("json", "csv")) and "/" not in file]
     show(

@@ -43,9 +43,15 @@ def verdict(results: Results, arms: Sequence[ArmResult]) -> tuple[str, Tone]:
         sentences.append(f"{names} {verb} {relation} in {objective.metric}.")
         tone = tone if tone != "undecided" else claim
     sentences += [_undecided(arm, objective.metric, len(others), digits) for arm in compared]
-    if len(compared) < len(others):
-        left = len(others) - len(compared)
+    if results.dropped:
+        dropped = fmt.listed([f"{arm} (after {n} seeds)" for arm, n in results.dropped.items()])
+        saved = fmt.counted(results.budget.dropped, "trial")
+        sentences.append(f"Dropped as no longer able to be better: {dropped}; {saved} saved.")
+    left = len(others) - len(compared) - len(results.dropped)
+    if left:
         sentences.append(f"{fmt.counted(left, 'arm')} could not be compared.")
+    if results.extended:
+        sentences.insert(0, f"Exploratory, as seeds were added after {results.extended[0]}:")
     return " ".join(filter(None, sentences)), tone
 
 
@@ -79,6 +85,13 @@ def _undecided(arm: ArmResult, metric: str, family: int, digits: int) -> str:
 def warnings(results: Results, arms: Sequence[ArmResult]) -> list[str]:
     """Return what a reader should know before believing the comparison."""
     found = [f"Not compared: {arm.refusal}." for arm in arms if arm.refusal]
+    if results.extended:
+        before = ", then ".join(map(str, results.extended))
+        found.append(
+            f"Seeds were added after a look at the results (first {before}): how many there are "
+            f"depends on what was seen, and the error rate of {ALPHA:.0%} does not hold. Confirm a "
+            "verdict by a new study with new seeds."
+        )
     costly = [f"{a.arm.name} ({_relative(a)} of the control's)" for a in arms if a.differs_in_cost]
     if costly:
         found.append(
@@ -164,7 +177,8 @@ def _results_table(results: Results, arms: Sequence[ArmResult]) -> Table:
             ]
             if objective.margin is not None:
                 row.append(fmt.p_value(comparison.equivalence_p))
-            row.append(f"{_SYMBOLS[comparison.verdict]} {comparison.verdict}")
+            exploratory = " (exploratory)" if results.extended else ""
+            row.append(f"{_SYMBOLS[comparison.verdict]} {comparison.verdict}{exploratory}")
             tones[i, at] = comparison.verdict
         row += [_mean(arm.quantities[o.metric], _places(arms, o.metric)) for o in more]
         rows.append(row)

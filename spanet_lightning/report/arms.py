@@ -103,6 +103,12 @@ def arm_results(results: Results) -> tuple[ArmResult, ...]:
     others = [arm.name for arm in method.arms.values() if arm.name != method.control]
     refusals: dict[str, str] = {}
     for name in others:
+        if name in results.dropped:
+            refusals[name] = (
+                f"{name} was dropped after {results.dropped[name]} seeds: it could no longer be "
+                "better than the control"
+            )
+            continue
         try:
             paired(main[name], control, name)
             if not control:

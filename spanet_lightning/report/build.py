@@ -227,7 +227,16 @@ def _budget(results: Results) -> list[Block]:
         "declared": fmt.NONE if budget.declared is None else budget.declared,
         **{
             name: getattr(budget, name)
-            for name in ("complete", "pruned", "failed", "stopped", "retried", "running", "waiting")
+            for name in (
+                "complete",
+                "pruned",
+                "failed",
+                "stopped",
+                "dropped",
+                "retried",
+                "running",
+                "waiting",
+            )
         },
         "hours, all trials": fmt.three_digits(budget.hours),
         "wall-clock hours": fmt.three_digits(budget.elapsed),
@@ -235,7 +244,7 @@ def _budget(results: Results) -> list[Block]:
     blocks: list[Block] = [
         Table("Trials", [Column(name) for name in counts], [[str(v) for v in counts.values()]])
     ]
-    failed = [t for t in results.trials if t.state == "FAIL"]
+    failed = [t for t in results.trials if t.state == "FAIL" and t.record.failure != "dropped"]
     if failed:
         retries = {t.record.retry_of: str(t.number) for t in results.trials}
         blocks.append(

@@ -6,7 +6,7 @@ import datetime
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -64,6 +64,7 @@ class Budget:
         pruned: Trials ended by the pruner.
         failed: Trials that failed, all attempts.
         stopped: Trials stopped by the user.
+        dropped: Trials saved by `stop_losers`.
         retried: Attempts beyond the first.
         running: Trials under way.
         waiting: Trials in the queue.
@@ -76,6 +77,7 @@ class Budget:
     pruned: int
     failed: int
     stopped: int
+    dropped: int
     retried: int
     running: int
     waiting: int
@@ -85,7 +87,7 @@ class Budget:
     @property
     def unfinished(self) -> bool:
         """Whether declared trials are missing."""
-        ended = self.complete + self.pruned
+        ended = self.complete + self.pruned + self.dropped
         missing = self.declared is not None and ended < self.declared
         return self.running + self.waiting > 0 or missing
 
@@ -100,6 +102,8 @@ class Results:
         trials: By number.
         budget: What they have cost.
         run_id: The study's run in MLflow; empty without one.
+        extended: How many seeds an ablation had before each `spanet sweep extend`.
+        dropped: Arms that `stop_losers` gave no more seeds, and after how many.
     """
 
     study: Study
@@ -107,6 +111,8 @@ class Results:
     trials: tuple[Trial, ...]
     budget: Budget
     run_id: str
+    extended: tuple[int, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> tuple[Trial, ...]:
@@ -138,7 +144,15 @@ def load_results(stored: optuna.Study, study: Study) -> Results:
     if isinstance(study.method, Ablation):
         _check_cells(study, study.method, trials)
     run_id = str(stored.user_attrs.get("run_id", ""))
-    return Results(study, stored, trials, _budget(study, trials), run_id)
+    return Results(
+        study,
+        stored,
+        trials,
+        _budget(study, trials),
+        run_id,
+        extended=tuple(stored.user_attrs.get("extended", ())),
+        dropped=stored.user_attrs.get("dropped", {}),
+    )
 
 
 def _trial(frozen: FrozenTrial) -> Trial:
@@ -177,7 +191,9 @@ def _check_cells(study: Study, method: Ablation, trials: tuple[Trial, ...]) -> N
 def _budget(study: Study, trials: tuple[Trial, ...]) -> Budget:
     states = Counter(trial.state for trial in trials)
     failures = [t for t in trials if t.state == TrialState.FAIL.name]
-    stopped = sum(t.record.failure == "stopped" for t in failures)
+    stopped, dropped = (
+        sum(t.record.failure == kind for t in failures) for kind in ("stopped", "dropped")
+    )
     spans = [(t.started, t.ended) for t in trials if t.started and t.ended]
     elapsed = 0.0
     if spans:
@@ -187,8 +203,9 @@ def _budget(study: Study, trials: tuple[Trial, ...]) -> Budget:
         declared=study.declared,
         complete=states[TrialState.COMPLETE.name],
         pruned=states[TrialState.PRUNED.name],
-        failed=len(failures) - stopped,
+        failed=len(failures) - stopped - dropped,
         stopped=stopped,
+        dropped=dropped,
         retried=sum(t.record.attempt > 1 and t.started is not None for t in trials),
         running=states[TrialState.RUNNING.name],
         waiting=states[TrialState.WAITING.name],
