@@ -123,6 +123,22 @@ def test_grid_of_an_ablation_has_every_point_as_an_arm() -> None:
     }
 
 
+def test_study_over_others() -> None:
+    """Keys merge; the overrides of an arm are replaced whole; a mistake names its own file."""
+    written(HEAD + "overrides: {a.b: 1, a.c: 2}\n" + ARMS, "sweeps/all.yml")
+    text = "base: ../all.yml\noverrides: {a.b: 3}\nablation:\n  seeds: [4]\n"
+    found = study(text + "  arms: {without: {overrides: {a.d: 1}}, third: {overrides: {a.e: 1}}}\n")
+    assert found.overrides == {"a.b": 3, "a.c": 2}
+    assert found.ablation is not None
+    assert found.ablation.seeds == (4,)
+    assert list(found.ablation.arms) == ["with", "without", "third"]
+    assert found.ablation.arms["without"].overrides == {"a.d": 1}
+    assert found.ablation.arms["without"].published == 82.2
+    assert "study.yaml:1: base: got 'nowhere" in refused("base: nowhere.yml\n").replace(
+        "sweeps/tiny/", ""
+    )
+
+
 def test_names_are_the_text_that_was_written() -> None:
     """`off` is no boolean and `007` no number where a name is expected."""
     text = (

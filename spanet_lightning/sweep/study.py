@@ -523,14 +523,15 @@ def read_study(path: str | Path, args: list[str] | None = None) -> Study:
     """Read the YAML of a study.
 
     Args:
-        path: The file, or the name of a packaged study, such as `digits/v2_srf`.
+        path: The file, or the name of a packaged study, such as `digits/v2_srf`. Its `base` may
+            list other files, relative to it, over which it is laid.
         args: Overrides of the command line for every trial, as `--data.root=PATH`.
 
     Raises:
         ConfigError: If anything in it is wrong: one line with place, key and what is accepted.
     """
     file = config_files.find(str(path), "sweeps")
-    tree = config_files.read(str(path), "study", "sweeps")
+    tree = _layered(config_files.read(str(path), "study", "sweeps"), file)
     where = _places(tree, "")
     tree.setdefault("name", study_name(file))
     study = _validated(tree, str(path), where)
@@ -593,6 +594,28 @@ def _upgraded(plain: Mapping[str, Any]) -> dict[str, Any]:
         space[old["name"]] = new
     found["search"] = {**method, "space": space}
     return found
+
+
+def _layered(tree: config_files.Tree, file: Path) -> config_files.Tree:
+    """Return a study over the ones that its `base` lists, later ones winning."""
+    base = tree.pop("base", None)
+    joined = config_files.Tree()
+    for name in config_files.as_list(base):
+        path = file.parent / str(name)
+        layer = config_files.read(os.path.relpath(path), f"{tree.where['base']}: base")
+        joined = _merged(joined, _layered(layer, path))
+    return _merged(joined, tree)
+
+
+def _merged(base: config_files.Tree, new: config_files.Tree, depth: int = 0) -> config_files.Tree:
+    """Merge mappings down to the parts of an arm or a parameter, which are replaced whole."""
+    joined = config_files.Tree({**base, **new})
+    joined.where = {**base.where, **new.where}
+    for key in base.keys() & new.keys():
+        pair = base[key], new[key]
+        if depth < 3 and all(isinstance(each, config_files.Tree) for each in pair):
+            joined[key] = _merged(*pair, depth + 1)
+    return joined
 
 
 def _config(path: str, file: Path, place: str) -> str:
