@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from spanet_lightning.analysis import layers
-from spanet_lightning.analysis.figures import Curve, Figure, Panel
+from spanet_lightning.analysis.figures import Curve, Figure, Panel, in_rows
 from spanet_lightning.analysis.images import normalise
 from spanet_lightning.analysis.models import LoadedModel
 from spanet_lightning.errors import ConfigError, invalid, invalid_choice
@@ -315,7 +315,7 @@ def road_figure(
                 {"model": model, "first": first, "share": s, "probability": p, "road": score}
                 for s, p in zip(shares, mean.tolist(), strict=True)
             ]
-        ylabel = "" if panels else "probability of the class"
+        ylabel = "" if len(panels) % 4 else "probability of the class"
         panels.append(
             Panel(
                 f"{model}: {score:+.4f}",
@@ -324,4 +324,4 @@ def road_figure(
                 ylabel=ylabel,
             )
         )
-    return Figure(title, (tuple(panels),), legend="-", table=rows)
+    return Figure(title, in_rows(panels, 4), legend="-", table=rows)

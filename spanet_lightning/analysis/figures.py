@@ -165,6 +165,11 @@ def in_rows(panels: Sequence[Panel], columns: int = 3) -> tuple[tuple[Panel, ...
     return tuple(tuple(panels[i : i + columns]) for i in range(0, len(panels), columns))
 
 
+def count(number: int, noun: str) -> str:
+    """Return "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def save(folder: Path, name: str, figure: Figure) -> list[Path]:
     """Write a figure, its numbers and its data.
 
@@ -332,7 +337,7 @@ def draw(figure: Figure) -> Any:
             lines = [Line2D([], [], **_look(series)) for series in named.values()]
             heading = None if figure.legend == "-" else figure.legend
             canvas.legend(
-                lines, list(named), loc="outside right upper", title=heading, handlelength=3
+                lines, list(named), loc="outside right center", title=heading, handlelength=3
             )
         canvas.suptitle(figure.title, fontsize=10)
     return canvas

@@ -31,9 +31,6 @@ KERNELS = (3, 7, 11, 15)
 HALF_POWER = 0.5**0.5
 """Half of the power, as an amplitude."""
 
-MINUS_3_DB = 10 ** (-3 / 20)
-"""-3 dB as an amplitude: 0.70795; half power is -3.0103 dB."""
-
 Operator = Literal["average", "kernel", "signed"]
 """How a k×k convolution is drawn.
 
@@ -103,13 +100,10 @@ class Response:
         mean: Float[np.ndarray, " l"] = np.abs(self.draws).mean(0)
         return mean
 
-    def cut_offs(
-        self, level: float = HALF_POWER, *, interpolate: bool = False
-    ) -> Float[np.ndarray, " d"]:
+    def cut_offs(self, *, interpolate: bool = False) -> Float[np.ndarray, " d"]:
         """Return the cut-off frequency of each draw."""
-        return np.array(
-            [cut_off(self.frequencies, d, level, interpolate=interpolate) for d in self.draws]
-        )
+        found = [cut_off(self.frequencies, draw, interpolate=interpolate) for draw in self.draws]
+        return np.array(found)
 
     def high_over_low(self) -> Float[np.ndarray, " d"]:
         """Return the ratio of energies of each draw."""
@@ -135,24 +129,22 @@ def full_response(
 def cut_off(
     frequencies: Float[np.ndarray, " l"],
     values: Float[np.ndarray, " l"],
-    level: float = HALF_POWER,
     *,
     interpolate: bool = False,
 ) -> float:
-    """Return the frequency at which the magnitude of a response falls below a level.
+    """Return the frequency at which a response falls below half of its power at frequency 0.
 
     Args:
         frequencies: In ascending order.
         values: The response; its sign does not matter.
-        level: Share of the response at frequency 0, as an amplitude.
-        interpolate: Return where the line between two eigenvalues crosses the level, instead of
+        interpolate: Return where the line between two eigenvalues crosses half power, instead of
             the first eigenvalue below it.
 
     Returns:
-        The frequency; infinity where the response never falls below the level.
+        The frequency; infinity where the response never falls so low.
     """
     size = np.abs(values)
-    limit = level * size[0]
+    limit = HALF_POWER * size[0]
     below = np.flatnonzero(size < limit)
     if len(below) == 0:
         return float("inf")
@@ -343,8 +335,7 @@ def response_figure(found: Sequence[Response], title: str) -> Figure:
     panels: list[Panel] = []
     rows: list[dict[str, Any]] = []
     for one in found:
-        half, decibel = one.cut_offs(), one.cut_offs(MINUS_3_DB)
-        ratio = one.high_over_low()
+        half = one.cut_offs()
         mean, spread = one.mean, np.abs(one.draws).std(0)
         cut = float(np.median(half))
         known = bool(np.isfinite(cut))
@@ -371,10 +362,7 @@ def response_figure(found: Sequence[Response], title: str) -> Figure:
                 "cut_off_half_power_median": cut,
                 "cut_off_half_power_q1": float(np.percentile(half, 25, method="nearest")),
                 "cut_off_half_power_q3": float(np.percentile(half, 75, method="nearest")),
-                "cut_off_minus_3_db_median": float(np.median(decibel)),
-                "high_over_low_median": float(np.median(ratio)),
-                "high_over_low_mean": float(ratio.mean()),
-                "high_over_low_std": float(ratio.std()),
+                "high_over_low_median": float(np.median(one.high_over_low())),
             }
         )
     shown = [(i, row) for i, row in enumerate(rows) if np.isfinite(row["cut_off_half_power_q3"])]

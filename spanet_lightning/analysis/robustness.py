@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanet_lightning.analysis.figures import Curve, Figure, Panel
+from spanet_lightning.analysis.figures import Curve, Figure, Panel, in_rows
 from spanet_lightning.analysis.images import Batch, normalise
 from spanet_lightning.analysis.models import LoadedModel
 from spanet_lightning.errors import DataError, invalid, invalid_choice
@@ -345,5 +345,5 @@ def heat_map_figure(found: Sequence[HeatMap], title: str) -> Figure:
     label = "share of changed decisions" if agreement else "error rate"
     size = (2.6, 2.7)
     return Figure(
-        title, (tuple(panels),), colorbar=label, limits=(0, 1), panel_size=size, table=rows
+        title, in_rows(panels, 4), colorbar=label, limits=(0, 1), panel_size=size, table=rows
     )

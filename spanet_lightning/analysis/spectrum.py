@@ -25,7 +25,7 @@ from spanet_lightning.analysis.figures import Curve, Figure, Panel, in_rows
 from spanet_lightning.analysis.images import normalise
 from spanet_lightning.analysis.layers import Layer
 from spanet_lightning.analysis.models import LoadedModel
-from spanet_lightning.errors import ConfigError, DataError, invalid
+from spanet_lightning.errors import ConfigError, DataError
 
 EPSILON = 1e-6
 """Added to amplitudes before the logarithm."""
@@ -248,30 +248,25 @@ def difference(first: ModelSpectrum, second: ModelSpectrum) -> ModelSpectrum:
 def kernel_response(conv: nn.Module, size: int = 32) -> Float[np.ndarray, "{size} {size}"]:
     """Return the gain of a convolution's kernels: root mean square over channels of |DFT|, centred.
 
+    With e the Fourier waves at the k² positions of a kernel and G the mean over channels of w wᵀ,
+    the mean of |eᵀw|² is eᴴGe: no kernel is padded, so that memory does not grow with channels.
+
     Args:
         conv: A `Conv2d`; its bias, stride and padding don't matter, its dilation does.
-        size: Frequencies per side: the kernels are padded with zeros to it.
+        size: Frequencies per side.
 
     Raises:
-        ConfigError: If the module is no convolution, or its kernel is larger than `size`.
+        ConfigError: If the module is no convolution.
     """
     if not isinstance(conv, nn.Conv2d):
         raise ConfigError(f"--weights: {type(conv).__name__} is not a Conv2d")
-    kernel = conv.weight.detach().double().cpu()
-    if max(_extent(conv)) > size:
-        raise invalid("size", size, f"at least {max(_extent(conv))}, the extent of the kernel")
-    spread = kernel.new_zeros(*kernel.shape[:2], size, size)
-    rows, columns = (slice(None, e, d) for e, d in zip(_extent(conv), conv.dilation, strict=True))
-    spread[:, :, rows, columns] = kernel
-    power = torch.fft.fft2(spread).abs().square().mean((0, 1))
-    gain: Float[np.ndarray, "{size} {size}"] = torch.fft.fftshift(power.sqrt()).numpy()
-    return gain
-
-
-def _extent(conv: nn.Conv2d) -> tuple[int, int]:
-    """Return height and width of a kernel in pixels, its dilation included."""
-    high, wide = ((k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
-    return high, wide
+    weights = conv.weight.detach().double().cpu().flatten(2).flatten(0, 1).numpy()
+    y, x = (np.arange(k) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+    frequencies = np.arange(size) - size // 2
+    waves = [np.exp(-2j * np.pi * np.outer(frequencies, at) / size) for at in (y, x)]
+    e = np.kron(*waves)  # (size², k²)
+    power = ((e.conj() @ (weights.T @ weights / len(weights))) * e).sum(1).real
+    return np.sqrt(np.maximum(power, 0)).reshape(size, size)
 
 
 def weight_responses(

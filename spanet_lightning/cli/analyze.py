@@ -237,13 +237,8 @@ def _response(args: argparse.Namespace) -> Figures:
     found = response.draw_responses(*options, reading, args.seed)
     title = f"Graph frequency response, {args.side}×{args.side} tokens, {args.draws} random draws"
     figures = {"response": response.response_figure(found, title)}
-    columns = {
-        "mixer": "mixer",
-        "cut-off, half power": "cut_off_half_power_median",
-        "cut-off, -3 dB": "cut_off_minus_3_db_median",
-        "high / low energy": "high_over_low_median",
-    }
-    _show(f"medians over {args.draws} draws", figures["response"].table, columns)
+    shown = ("mixer", "cut_off_half_power_median", "high_over_low_median")
+    _show(f"medians over {args.draws} draws", figures["response"].table, shown)
     few = min(args.draws, 8)
     matrices = [
         response.mean_full_response(kernel, args.side, few, reading, args.seed)
@@ -258,13 +253,14 @@ def _response(args: argparse.Namespace) -> Figures:
             _progress(label)
             drawn = response.draw_responses(*options, other, args.seed)
             rows.append(response.test_claim(label, drawn))
-        columns = {k: k for k in rows[0] if "interpolated" not in k or k.startswith("holds")}
-        _show("does the cut-off grow with the kernel, up to that of attention?", rows, columns)
+        keys = tuple(k for k in rows[0] if "interpolated" not in k or k.startswith("holds"))
+        _show("does the cut-off grow with the kernel, up to that of attention?", rows, keys)
         figures["claims"] = response.claims_figure(rows)
     return figures
 
 
 def _model_mixers(args: argparse.Namespace) -> Figures:
+    from spanet_lightning.analysis.figures import count
     from spanet_lightning.analysis.images import batches, list_images
     from spanet_lightning.analysis.mixers import mixer_responses, mixers_figure
 
@@ -275,23 +271,16 @@ def _model_mixers(args: argparse.Namespace) -> Figures:
     for model in _models(args):
         batch = next(iter(batches(images, model.image_size(args.size), len(images))))
         found += mixer_responses(model, batch, args.modes, args.seed, linearise=args.jacobian)
-    figure = mixers_figure(found, f"Frequency response of token mixers at {len(images)} images")
-    columns = {
-        "model": "model",
-        "mixer": "mixer",
-        "method": "method",
-        "grid": "grid",
-        "at 0": "response_at_0",
-        "cut-off": "cut_off_half_power",
-        "high/low": "high_over_low",
-        "leakage": "leakage",
-    }
-    _show("token mixers", figure.table, columns)
+    figure = mixers_figure(
+        found, f"Frequency response of token mixers at {count(len(images), 'image')}"
+    )
+    _show("token mixers", figure.table, tuple(k for k in figure.table[0] if k != "number"))
     return {"mixers": figure}
 
 
 def _spectrum(args: argparse.Namespace) -> Figures:
     from spanet_lightning.analysis import spectrum
+    from spanet_lightning.analysis.figures import count
     from spanet_lightning.analysis.images import batches, list_images
     from spanet_lightning.analysis.models import checkpoints_by_epoch
 
@@ -311,7 +300,7 @@ def _spectrum(args: argparse.Namespace) -> Figures:
         stream = batches(images, model.image_size(args.size), args.batch)
         found.append(spectrum.spectra(model, stream, mixers=args.mixers, patterns=args.layer))
     what = "layers" if args.layer else "token mixers" if args.mixers else "blocks"
-    many = f"{len(images)} images"
+    many = count(len(images), "image")
     figures = {}
     if epochs:
         title = f"Relative log amplitude of {what} over epochs, {many}"
@@ -324,7 +313,7 @@ def _spectrum(args: argparse.Namespace) -> Figures:
     figures["spectrum"] = spectrum.spectrum_figure(found, title, radial=args.radial)
     ends = [row for row in figures["spectrum"].table if row["frequency"] == 1]
     keys = ("model", "layer", "stage", "size", "delta")
-    _show("at the highest frequency", ends, {key: key for key in keys})
+    _show("at the highest frequency", ends, keys)
     if not args.difference:
         title = f"Fourier spectra of {what}, {many}"
         figures["maps"] = spectrum.maps_figure(found, title)
@@ -349,11 +338,8 @@ def _filters(args: argparse.Namespace) -> Figures:
         safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.label)
         prefix = "" if len(models) == 1 else f"{i}-{safe}/"
         rows = [filters.balance_row(one) for one in filters.last_blocks(found)]
-        hidden = ("model", "block", "channel_spread")
-        _show(
-            f"{model.label}: balance of the last block of each stage",
-            [{k: v for k, v in row.items() if k not in hidden} for row in rows],
-        )
+        keys = tuple(k for k in rows[0] if k not in ("model", "block", "channel_spread"))
+        _show(f"{model.label}: balance of the last block of each stage", rows, keys)
         figure = filters.gates_figure(found, f"Spectral filters of {model.label}")
         figures[f"{prefix}gates"] = figure
         figure = filters.profiles_figure(found, f"Gain by radius, {model.label}")
@@ -370,7 +356,7 @@ def _shape_bias(args: argparse.Namespace) -> Figures:
     found = shape_bias.shape_biases(_trials(args), pool_humans=not args.each)
     figure = shape_bias.shape_bias_figure(found, "Shape bias on cue-conflict images")
     keys = ("name", "subjects", "trials", "shape", "texture", "shape_bias", "standard_error")
-    _show("shape bias", figure.table, {key: key for key in keys})
+    _show("shape bias", figure.table, keys)
     number = {one.trials // max(one.subjects, 1) for one in found}
     if len(number) > 1:
         print(
@@ -439,6 +425,7 @@ def _decisions(args: argparse.Namespace) -> list[Any]:
 
 def _cam(args: argparse.Namespace) -> Figures:
     from spanet_lightning.analysis import cam
+    from spanet_lightning.analysis.figures import count
     from spanet_lightning.analysis.images import list_images, read_image
 
     listed = list_images(args.images, args.limit)
@@ -460,7 +447,7 @@ def _cam(args: argparse.Namespace) -> Figures:
     figures = {"cam": cam.cam_figure(images, found, title)}
     _show(title, figures["cam"].table)
     if args.road:
-        title = f"Faithfulness of {title} (ROAD), {len(images)} images"
+        title = f"Faithfulness of {title} (ROAD), {count(len(images), 'image')}"
         figures["road"] = cam.road_figure(curves, title)
         _show(title, figures["road"].table)
     return figures
@@ -468,6 +455,7 @@ def _cam(args: argparse.Namespace) -> Figures:
 
 def _robustness(args: argparse.Namespace) -> Figures:
     from spanet_lightning.analysis import robustness
+    from spanet_lightning.analysis.figures import count
 
     radii = _numbers("--radii", args.radii)
     corruptions = [part.strip() for part in args.corruptions.split(",") if part.strip()]
@@ -475,7 +463,7 @@ def _robustness(args: argparse.Namespace) -> Figures:
     for model, stream, _ in _labelled(args):
         options = (corruptions, radii, args.noise, args.seed)
         found += robustness.robustness(model, stream, *options)
-    title = f"Robustness by frequency, {found[0].images} images"
+    title = f"Robustness by frequency, {count(found[0].images, 'image')}"
     figure = robustness.robustness_figure(found, title)
     _show("robustness", figure.table)
     return {"robustness": figure}
@@ -483,12 +471,13 @@ def _robustness(args: argparse.Namespace) -> Figures:
 
 def _heatmap(args: argparse.Namespace) -> Figures:
     from spanet_lightning.analysis import robustness
+    from spanet_lightning.analysis.figures import count
 
     found = [
         robustness.heat_map(model, stream, args.side, args.norm, args.seed)
         for model, stream, _ in _labelled(args)
     ]
-    title = f"Fourier heat map, ε = {found[0].norm:.3g}, {found[0].images} images"
+    title = f"Fourier heat map, ε = {found[0].norm:.3g}, {count(found[0].images, 'image')}"
     rows = [
         {"model": one.model, "clean error": one.clean, "mean error": float(one.error.mean())}
         for one in found
@@ -499,6 +488,7 @@ def _heatmap(args: argparse.Namespace) -> Figures:
 
 def _hessian(args: argparse.Namespace) -> Figures:
     from spanet_lightning.analysis import hessian
+    from spanet_lightning.analysis.figures import count
 
     found = []
     for model, stream, _ in _labelled(args):
@@ -520,7 +510,7 @@ def _hessian(args: argparse.Namespace) -> Figures:
     ]
     title = f"Top {args.top} Hessian eigenvalues per mini-batch of {args.batch}"
     _show(title, rows)
-    return {"hessian": hessian.hessian_figure(found, f"{title}, {found[0].images} images")}
+    return {"hessian": hessian.hessian_figure(found, f"{title}, {count(found[0].images, 'image')}")}
 
 
 # What they share
@@ -570,16 +560,17 @@ def _labelled(args: argparse.Namespace) -> list[tuple[LoadedModel, Any, list[int
     return found
 
 
-def _show(title: str, rows: Sequence[Any], columns: dict[str, str] | None = None) -> None:
-    """Print rows of equal columns, or some of their columns by heading and key."""
+def _show(title: str, rows: Sequence[Any], keys: Sequence[str] = ()) -> None:
+    """Print rows of equal columns, or some of their columns."""
     _progress("")
-    columns = columns or {key: key for key in rows[0]}
+    keys = keys or list(rows[0])
     table = Table(title=title, title_justify="left")
-    for heading, key in columns.items():
+    for key in keys:
         numeric = isinstance(rows[0][key], (int, float))
+        heading = key.replace("_", " ")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        cells = (row[key] for key in columns.values())
+        cells = (row[key] for key in keys)
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in cells))
     console(100).print(table)
 
