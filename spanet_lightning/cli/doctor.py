@@ -1,4 +1,4 @@
-"""Check whether this machine can train: packages, devices, disk, stores, and one batch on request.
+"""Check whether this machine can train: packages, devices, disk, databases; try one batch.
 
 Exit code: 0 without a fault, 1 with one. With --config, and whatever keys follow, the experiment
 is tried: one batch is trained and evaluated, a checkpoint is written and read back; all of it in a
@@ -16,13 +16,12 @@ import shutil
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from spanet_lightning.errors import ConfigError, SpanetError
@@ -31,7 +30,6 @@ from spanet_lightning.exit import message, users_error
 # Nothing else of the project is imported before it is needed: this has to work where torch,
 # torchvision or lightning do not.
 TAKES_OVERRIDES = True
-EXIT_FAULT = 1
 _COLOURS = {"ok": "green", "warning": "yellow", "fault": "red"}
 _GIB = 1 << 30
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -51,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `spanet doctor`."""
     text = "experiment to try with one batch; several are layered, --KEY=VALUE sets a key"
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help=text)
-    text = "where runs are (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)"
+    text = "database of runs (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)"
     parser.add_argument("--tracking-uri", default=None, metavar="URI", help=text)
     text = "database of studies to check, too"
     parser.add_argument("--storage", default=None, metavar="URL", help=text)
@@ -59,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print a line for each thing that is checked, and exit with 1 if one is a fault.
+    """Print a line per check, and exit with 1 if one is a fault.
 
     Raises:
         ConfigError: If a file is not there, or keys are given without a file.
@@ -76,21 +74,22 @@ def run(args: argparse.Namespace) -> None:
     else:
         _show(found)
     if any(finding.status == "fault" for finding in found):
-        sys.exit(EXIT_FAULT)
+        sys.exit(1)
 
 
 def _checks(args: argparse.Namespace) -> Iterator[Finding]:
     yield from packages()
     fits = pair()
     yield fits
-    if fits.status != "ok":
-        left = "not checked: CUDA, processor, stores, one batch"
+    if fits.status == "ok":
+        yield from cuda()
+        yield from processor()
+    else:
+        left = "not checked: CUDA, processor, databases, one batch"
         yield Finding("warning", "the rest", left, "repair torch first")
-        yield disk(Path("runs"))
-        return
-    yield from cuda()
-    yield from processor()
     yield disk(Path("runs"))
+    if fits.status != "ok":
+        return
     yield tracker(args.tracking_uri)
     if args.storage is not None:
         yield studies(args.storage)
@@ -100,19 +99,17 @@ def _checks(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _show(found: list[Finding]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("", "what", "found", "what to do"):
-        table.add_column(name, overflow="fold")
+    from spanet_lightning.summary import console
+
+    out = console()
     for finding in found:
-        cells = map(escape, (finding.what, finding.found, finding.advice))
-        table.add_row(f"[{_COLOURS[finding.status]}]{finding.status}[/]", *cells)
-    plain = Console()
-    Console(width=plain.width if plain.is_terminal else 120).print(table)
+        line = Text(f"{finding.status:<8}", _COLOURS[finding.status])
+        line.append(f"{finding.what}: {finding.found}", "default")
+        out.print(line, soft_wrap=not out.is_terminal)
+        if finding.advice:
+            out.print(Text(f"{'':8}→ {finding.advice}"), soft_wrap=not out.is_terminal)
     counts = {name: sum(finding.status == name for finding in found) for name in _COLOURS}
     print(f"{counts['fault']} faults, {counts['warning']} warnings.")
 
@@ -122,35 +119,16 @@ def _show(found: list[Finding]) -> None:
 
 def packages() -> Iterator[Finding]:
     """Yield a line for each package that is missing or out of its range, or one if none is."""
-    requirements, python = needed()
-    here = platform.python_version()
-    if python and not Requirement(f"python{python}").specifier.contains(here, prereleases=True):
-        yield Finding("fault", "Python", here, f"install Python {python}")
-    wrong = [finding for finding in map(_fits, requirements) if finding is not None]
-    found = f"{len(requirements)} within their supported range, Python {here}"
+    ours = metadata.metadata("spanet-lightning")
+    python, accepted = platform.python_version(), ours["Requires-Python"]
+    wrong = []
+    if not Requirement(f"python{accepted}").specifier.contains(python, prereleases=True):
+        wrong.append(Finding("fault", "Python", python, f"install Python {accepted}"))
+    requirements = list(map(Requirement, ours.get_all("Requires-Dist") or []))
+    needed = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    wrong += [finding for finding in map(_fits, needed) if finding is not None]
+    found = f"{len(needed)} within their supported range, Python {python}"
     yield from wrong or [Finding("ok", "packages", found)]
-
-
-def needed() -> tuple[list[Requirement], str]:
-    """Return what the project requires, without extras, and of Python, installed or as checkout."""
-    try:
-        texts = metadata.requires("spanet-lightning") or []
-        python = metadata.metadata("spanet-lightning")["Requires-Python"] or ""
-    except metadata.PackageNotFoundError:
-        file = Path(__file__).parents[2] / "pyproject.toml"
-        if not file.is_file():
-            return [], ""
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        texts, python = project["dependencies"], project["requires-python"]
-    found = []
-    for text in texts:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found.append(requirement)
-    return found, python
 
 
 def _fits(requirement: Requirement) -> Finding | None:
@@ -186,8 +164,8 @@ def pair() -> Finding:
         importlib.import_module("torch")
         importlib.import_module("torchvision.ops").nms  # noqa: B018 - is not there in a broken one
     except Exception as error:  # a pair that does not fit raises anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return Finding("fault", what, f"{shown}: can't be imported together: {reason}", advice)
+        text = f"{shown}: can't be imported together: {_reason(error)}"
+        return Finding("fault", what, text, advice)
     return Finding("ok", what, shown)
 
 
@@ -199,30 +177,34 @@ def cuda() -> Iterator[Finding]:
     import torch
 
     build = torch.version.cuda
-    driver = _DRIVER.is_file() or shutil.which("nvidia-smi") is not None
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        what, name = f"CUDA device {index}", torch.cuda.get_device_name(index)
-        try:
-            free, total = torch.cuda.mem_get_info(index)
-        except RuntimeError as error:
-            advice = "see whether another process holds it (nvidia-smi)"
-            yield Finding("fault", what, f"{name}: {' '.join(str(error).split())[:200]}", advice)
-            continue
-        found = f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free, CUDA {build}"
-        used = "another process uses it; choose one by CUDA_VISIBLE_DEVICES"
-        ok = free >= total / 2
-        yield Finding("ok" if ok else "warning", what, found, "" if ok else used)
     if torch.cuda.is_available():
-        return
-    if build is None and driver:
+        for index in range(torch.cuda.device_count()):
+            yield _device(index)
+    elif not _DRIVER.is_file() and shutil.which("nvidia-smi") is None:
+        yield Finding("ok", "CUDA", "no device: runs use the processor")
+    elif build is None:
         found = f"none: torch {torch.__version__} is a build without CUDA, but there is a driver"
         yield Finding("warning", "CUDA", found, "install torch and torchvision built for CUDA")
-    elif driver:
-        found = f"none that torch can use (built for CUDA {build})"
-        advice = "update the driver, or install torch for its CUDA; see CUDA_VISIBLE_DEVICES"
-        yield Finding("warning", "CUDA", found, advice)
     else:
-        yield Finding("ok", "CUDA", "no device: runs use the processor")
+        advice = "update the driver, or install torch for its CUDA; see CUDA_VISIBLE_DEVICES"
+        found = f"none that torch can use (built for CUDA {build})"
+        yield Finding("warning", "CUDA", found, advice)
+
+
+def _device(index: int) -> Finding:
+    import torch
+
+    what, name = f"CUDA device {index}", torch.cuda.get_device_name(index)
+    try:
+        free, total = torch.cuda.mem_get_info(index)
+    except RuntimeError as error:
+        advice = "check whether another process holds it (nvidia-smi)"
+        return Finding("fault", what, f"{name}: {' '.join(str(error).split())[:200]}", advice)
+    found = f"{name}, {_gib(free)} of {_gib(total)} free, CUDA {torch.version.cuda}"
+    if free >= total / 2:
+        return Finding("ok", what, found)
+    advice = "another process uses it; choose one by CUDA_VISIBLE_DEVICES"
+    return Finding("warning", what, found, advice)
 
 
 def processor() -> Iterator[Finding]:
@@ -230,19 +212,19 @@ def processor() -> Iterator[Finding]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{cores} cores for this process, torch uses {torch.get_num_threads()} threads"
-    ok = torch.get_num_threads() <= (cores or 1)
-    advice = "" if ok else f"set OMP_NUM_THREADS={cores}"
-    yield Finding("ok" if ok else "warning", "processor", found, advice)
+    threads = torch.get_num_threads()
+    advice = "" if threads <= (cores or 1) else f"set OMP_NUM_THREADS={cores}"
+    found = f"{cores} cores for this process, torch uses {threads} threads"
+    yield Finding("warning" if advice else "ok", "processor", found, advice)
     free, total = memory()
     if total:
-        found, ok = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB available", free >= 4 * _GIB
-        advice = "" if ok else "lower data.batch_size and data.num_workers, or free some"
-        yield Finding("ok" if ok else "warning", "memory", found, advice)
+        low = free < 4 * _GIB
+        advice = "lower data.batch_size and data.num_workers, or free some" if low else ""
+        found = f"{_gib(free)} of {_gib(total)} available"
+        yield Finding("warning" if low else "ok", "memory", found, advice)
     # Containers give 64 MiB, which a few workers' batches fill.
-    if _SHARED.is_dir() and shutil.disk_usage(_SHARED).total < _GIB:
-        size = shutil.disk_usage(_SHARED).total / _GIB
-        found = f"{size:.2f} GiB, by which worker processes pass batches on"
+    if _SHARED.is_dir() and (size := shutil.disk_usage(_SHARED).total) < _GIB:
+        found = f"{size / _GIB:.2f} GiB, by which worker processes pass batches on"
         advice = "data.num_workers=0, or a larger one: docker run --shm-size=8g"
         yield Finding("warning", "shared memory", found, advice)
 
@@ -272,7 +254,7 @@ def disk(folder: Path) -> Finding:
         advice = "give a folder that can be written: trainer.default_root_dir"
         return Finding("fault", what, f"can't be written: {error.strerror}", advice)
     free = shutil.disk_usage(there).free
-    found = f"{free / _GIB:.1f} GiB free"
+    found = f"{_gib(free)} free"
     if free < _GIB:
         return Finding("fault", what, found, "free some: checkpoints would fill it")
     if free < 10 * _GIB:
@@ -280,11 +262,15 @@ def disk(folder: Path) -> Finding:
     return Finding("ok", what, found)
 
 
-# -- stores: no address is shown with its password
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB"
+
+
+# -- databases: no address is shown with its password
 
 
 def tracker(uri: str | None) -> Finding:
-    """Check the store of runs.
+    """Check the database of runs.
 
     Args:
         uri: Its address; None takes that of the environment, or else `mlflow.db` beside.
@@ -303,13 +289,13 @@ def tracker(uri: str | None) -> Finding:
         advice = f"correct trainer.logger.tracking_uri, or {URI_VARIABLE}"
         return Finding("fault", what, str(error), advice)
     if error_text:
-        advice = "start it, or send later what waits: spanet track sync"
+        advice = "start it, or send pending records later: spanet track sync"
         return Finding("warning", what, f"does not answer: {error_text}", advice)
     return Finding("ok", what, "can take runs")
 
 
 def studies(url: str) -> Finding:
-    """Check the store of studies.
+    """Check the database of studies.
 
     Args:
         url: Its address.
@@ -323,7 +309,7 @@ def studies(url: str) -> Finding:
     except ConfigError as error:
         text = str(error)
         if "no study yet" in text or "does not exist" in text:
-            return Finding("ok", what, "holds no study yet: spanet sweep run makes it")
+            return Finding("ok", what, "holds no study yet: spanet sweep run creates it")
         return Finding("fault", what, text, "correct --storage")
     return Finding("ok", what, "can be read")
 
@@ -357,7 +343,7 @@ def dry_run(args: Sequence[str]) -> Iterator[Finding]:
         lost = {k: v for k, v in metrics.items() if "loss" in k and not bool(torch.isfinite(v))}
         if lost:
             name, value = next(iter(lost.items()))
-            advice = "lower model.optimizer.lr; look at the data; try trainer.precision=32-true"
+            advice = "lower model.optimizer.lr; check the data; try trainer.precision=32-true"
             yield Finding("fault", "one batch", f"{name} is {float(value)}", advice)
         else:
             yield Finding("ok", "one batch", f"trained and evaluated in {seconds:.1f} s")
@@ -365,20 +351,18 @@ def dry_run(args: Sequence[str]) -> Iterator[Finding]:
         try:
             experiment.trainer.save_checkpoint(file, weights_only=False)  # all of it: as a run
             checkpoints.check(file, experiment.model, folder)
-            size = file.stat().st_size
+            size = file.stat().st_size / 2**20
         except (SpanetError, OSError, RuntimeError, TypeError) as error:
             advice = "see the disk above; the model has to save tensors and plain values alone"
             yield Finding("fault", "checkpoint", _reason(error), advice)
         else:
-            yield Finding("ok", "checkpoint", f"written and read back, {size / 2**20:.1f} MiB")
+            yield Finding("ok", "checkpoint", f"written and read back, {size:.1f} MiB")
 
 
 def _reason(error: Exception) -> str:
     found = users_error(error)
-    if found is not None:
-        return message(found)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    text = message(found) if found is not None else " ".join(str(error).split())
+    return (text if found is not None or not text else f"{type(error).__name__}: {text}")[:300]
 
 
 def _advice(error: Exception) -> str:
@@ -386,4 +370,4 @@ def _advice(error: Exception) -> str:
         return "correct the configuration or the data"
     if type(error).__name__ == "OutOfMemoryError":
         return "lower data.batch_size or the size of the images"
-    return "run `lightning fit` with it to see where that comes from"
+    return "run `lightning fit` with it for the whole error"
