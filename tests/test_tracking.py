@@ -81,6 +81,7 @@ def test_broken_run_is_marked_failed(monkeypatch):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SIGTERMException()])
 def test_run_that_is_interrupted_was_killed(error, monkeypatch):
+    monkeypatch.setenv("SPANET_TRACKING_WAIT", "100")  # for a database to be created
     def interrupted(*_):
         raise error
 
@@ -98,6 +99,7 @@ def test_run_that_is_interrupted_was_killed(error, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_that_saved_and_ended_on_a_signal_was_killed(number, monkeypatch):
+    monkeypatch.setenv("SPANET_TRACKING_WAIT", "100")  # for a database to be created
     step = ClassificationTask.training_step
 
     def told(task, *args):

@@ -165,6 +165,8 @@ def open_store(tracking_uri: str) -> MlflowClient:
     with ExitStack() as stack:
         if file is not None:
             _lock_database(stack, file)
+            if not file.exists():
+                _create_database(file)
         return MlflowClient(clean)
 
 
@@ -431,6 +433,19 @@ def _lock_database(stack: ExitStack, file: Path) -> None:
         raise UnavailableError(f"another process is creating {file}") from None
     except (OSError, NotImplementedError):  # a file system without locks
         return
+
+
+def _create_database(file: Path) -> None:
+    """Create a database beside its place, and move it there: killed, a process leaves no half."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"sqlite:///{partial}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    partial.replace(file)
 
 
 def _one_line(error: Exception, uri: str) -> str:

@@ -413,8 +413,7 @@ class MLflowLogger(Logger):
         sender = self._sender
         if sender is None:
             return
-        if not sender.wait():
-            sender.report_unavailable()
+        if not sender.wait(killed=status == "KILLED"):
             sender.report_left()
         sender.stop()
 

@@ -29,10 +29,10 @@ WAIT_VARIABLE = "SPANET_TRACKING_WAIT"
 _WAIT = 60.0  # seconds in all,
 _IDLE = 10.0  # of which so many while a server stores nothing,
 _IDLE_UNAVAILABLE = 2.0  # and so many where it was unavailable before
+_KILLED = 10.0  # seconds for a run that a signal ends: whoever sent it may soon send SIGKILL
 _INTERVAL = 1.0  # seconds for which events are collected while a run trains
 _FIRST_RETRY, _LONGEST_RETRY = 0.5, 10.0  # seconds between attempts
 _SILENCE = 2.0  # seconds for which a store may be unavailable without a message
-_QUIET = 600.0  # seconds for which a store that comes and goes is not reported again
 _LOCAL_ATTEMPTS = 20  # at the end of a run: a database file may be locked for a moment
 _POINTS = 1000  # of metrics in a request
 
@@ -53,7 +53,6 @@ class Transfer:
         self.uri = uri
         self.progress = Progress.load(log)
         self._client: MlflowClient | None = None
-        self._head: Event | None = None
         self._lock: FileLock | None = None
 
     def lock(self, timeout: float) -> bool:
@@ -99,28 +98,26 @@ class Transfer:
             RunRefusedError: If it will not take this run.
         """
         events, end = self._batch()
-        if not events:
-            return False
-        before = self.progress.refused
-        try:
-            with client.sending_to(self.uri):
-                self._send(events)
-        except Exception as raised:
-            self.progress.refused = before  # all of them are sent again
-            raise client.classify(raised, self.uri) from None
-        self.progress.offset = end
-        self.progress.save(self.log)
-        return True
+        if events:
+            refused = self.progress.refused
+            try:
+                with client.sending_to(self.uri):
+                    self._send(events)
+            except Exception as raised:
+                self.progress.refused = refused  # all of them are sent again
+                raise client.classify(raised, self.uri) from None
+            self.progress.offset = end
+            self.progress.save(self.log)
+        return bool(events)
 
     def close_killed(self) -> None:
-        """Set the status of a run whose process was killed without a word."""
+        """Set the status of a run whose process was killed."""
         last, length = event_log.was_killed(self.log), event_log.size(self.log)
         if last is None or self.progress.killed_at == length or not self.progress.run_id:
             return
         try:
             with client.sending_to(self.uri):
-                run_id = self.progress.run_id
-                self._open().set_terminated(run_id, "KILLED", end_time=last["time"])
+                self._open().set_terminated(self.progress.run_id, "KILLED", end_time=last["time"])
         except Exception as raised:
             raise client.classify(raised, self.uri) from None
         self.progress.killed_at = length
@@ -128,11 +125,9 @@ class Transfer:
 
     def _send(self, events: list[Event]) -> None:
         """Send events; where MLflow refuses them, each value by itself."""
-        opened = self._open()
-        if events[0]["kind"] == "run":
-            return
+        opened, run_id = self._open(), self.progress.run_id
         try:
-            client.send(opened, self.progress.run_id, self.log, events)
+            client.send(opened, run_id, self.log, events)
         except Exception as raised:
             error = client.classify(raised, self.uri)
             if not isinstance(error, client.EventRefusedError):
@@ -144,19 +139,22 @@ class Transfer:
             else:
                 self.progress.refused += 1
                 self.progress.error = str(error)
-        if events[0]["kind"] == "end" and self._head is not None:
-            client.delete_duplicates(opened, self._head, self.progress.run_id)
+        if events[0]["kind"] == "end":
+            client.delete_duplicates(opened, self._head(), run_id)
+
+    def _head(self) -> Event:
+        head = event_log.head(self.log)
+        if head is None:
+            raise client.RunRefusedError(f"{self.log} does not begin with its run")
+        return {**head, "uri": self.uri}
 
     def _open(self) -> MlflowClient:
         if self._client is None or not self.progress.run_id:
-            self._head = event_log.head(self.log)
-            if self._head is None:
-                raise client.RunRefusedError(f"{self.log} does not begin with its run")
-            opened = client.open_store(self.uri)
+            head = self._head()
+            self._client = client.open_store(self.uri)
             if not self.progress.run_id:
-                self.progress.run_id = client.ensure_run(opened, {**self._head, "uri": self.uri})
+                self.progress.run_id = client.ensure_run(self._client, head)
                 self.progress.save(self.log)
-            self._client = opened
         return self._client
 
     def _batch(self) -> tuple[list[Event], int]:
@@ -169,7 +167,7 @@ class Transfer:
                 break
             events.append(event)
             points, end = points + count, after
-            if event["kind"] != "metrics":
+            if not count:
                 break
         return events, end
 
@@ -189,37 +187,32 @@ class Sender(threading.Thread):
         self.transfer = Transfer(log, uri)
         self.log = log
         self.store = without_secret(uri)
-        self.is_local = sqlite_file(uri) is not None
-        self.unavailable = ""
-        self.refused = ""
         self.stopped = False
-        self._attempts = 0
-        self._since = 0.0
+        self._is_local = sqlite_file(uri) is not None
+        self._unavailable = self._refused = ""  # why
         self._reported = False
-        self._quiet_until = 0.0
-        self._urgent = threading.Event()
-        self._changed = threading.Condition()
+        self._attempts = 0
+        self._wake, self._progressed = threading.Event(), threading.Event()
 
     def run(self) -> None:
         """Send until the run ends."""
-        retry = _FIRST_RETRY
-        while not self.stopped and not self.refused:
-            if self.pending():
-                retry = _FIRST_RETRY if self._try() else min(_LONGEST_RETRY, 2 * retry)
-            else:
-                retry = _INTERVAL
-            if not self.stopped:
-                self._urgent.wait(retry)
-                self._urgent.clear()
+        retry, failing_since = _FIRST_RETRY, 0.0
+        while not self.stopped and not self._refused:
+            pause, pending = _INTERVAL, self._pending()
+            if pending and not self._try():
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since >= _SILENCE:
+                    self._report_unavailable()
+                pause, retry = retry, min(_LONGEST_RETRY, 2 * retry)
+            elif pending:
+                retry, failing_since = _FIRST_RETRY, 0.0
+            self._progressed.set()
+            self._wake.wait(pause)
+            self._wake.clear()
         self.transfer.unlock()
-        with self._changed:
-            self._changed.notify_all()
+        self._progressed.set()
 
-    def pending(self) -> bool:
-        """Whether there is anything to send."""
-        return self.transfer.progress.offset < event_log.size(self.log)
-
-    def wait(self, *, for_run: bool = False) -> bool:
+    def wait(self, *, for_run: bool = False, killed: bool = False) -> bool:
         """Wait until MLflow has everything, within a bound.
 
         A minute at most, of which ten seconds without progress at a server, and two where that was
@@ -227,46 +220,50 @@ class Sender(threading.Thread):
 
         Args:
             for_run: Whether it is enough that the run is created.
+            killed: Whether a signal ends the run, so that there is less time.
 
         Returns:
             Whether it has.
         """
         limit = float(os.environ.get(WAIT_VARIABLE) or 0)
-        total = limit or _WAIT
-        idle = limit or (_WAIT if self.is_local else _IDLE)
-        if self.unavailable:
+        idle = limit or (_WAIT if self._is_local else _IDLE)
+        if self._unavailable:
             idle = min(idle, _IDLE_UNAVAILABLE)
+        total = limit or (_KILLED if killed else _WAIT)
         end, attempts = time.monotonic() + total, self._attempts
-        before, moved = self.transfer.progress.offset, time.monotonic()
-        while self.pending() and not (for_run and self.transfer.progress.run_id):
-            now = time.monotonic()
-            if self.transfer.progress.offset != before:
-                before, moved = self.transfer.progress.offset, now
-            left = min(end, moved + idle) - now
-            tried = self._attempts - attempts
-            failed = bool(self.unavailable) and tried >= (_LOCAL_ATTEMPTS if self.is_local else 1)
-            if left <= 0 or failed or self.refused or not self.is_alive():
+        offset, moved = self.transfer.progress.offset, time.monotonic()
+        while self._pending() and not (for_run and self.transfer.progress.run_id):
+            if self.transfer.progress.offset != offset:
+                offset, moved = self.transfer.progress.offset, time.monotonic()
+            left = min(end, moved + idle) - time.monotonic()
+            tried = self._attempts - attempts >= (_LOCAL_ATTEMPTS if self._is_local else 1)
+            gives_up = bool(self._refused) or (bool(self._unavailable) and tried)
+            if left <= 0 or gives_up or not self.is_alive():
                 return False
-            self._urgent.set()
-            with self._changed:
-                self._changed.wait(min(left, 0.1))
+            self._wake.set()
+            self._progressed.wait(min(left, 0.1))
+            self._progressed.clear()
         return True
 
     def stop(self) -> None:
         """Let others send what is left."""
         self.stopped = True
-        self._urgent.set()
+        self._wake.set()
         if threading.current_thread() is not self:
             self.join(0.5)
 
     def report_left(self) -> None:
-        """Say that training ended before everything was sent."""
-        if not self.refused:
+        """Report that training ended before everything was sent."""
+        self._report_unavailable()
+        if not self._refused:
             left = sum(1 for _ in event_log.read(self.log, self.transfer.progress.offset))
             say(
                 f"{left} event{'s' if left != 1 else ''} not sent to {self.store} yet. To send "
                 f"them: spanet track sync {_short(self.log.parent)}"
             )
+
+    def _pending(self) -> bool:
+        return self.transfer.progress.offset < event_log.size(self.log)
 
     def _try(self) -> bool:
         """Send what there is; return whether that went well."""
@@ -274,51 +271,29 @@ class Sender(threading.Thread):
             if not self.transfer.lock(0):
                 raise client.UnavailableError("another process is sending this run")
             while self.transfer.send():
-                self._succeeded()
+                self._unavailable = ""
+                self._progressed.set()
         except client.RunRefusedError as error:
-            self.refused = str(error)
+            self._refused = str(error)
             say(
                 f"{self.store} does not accept this run ({error}). It is recorded in "
                 f"{_short(self.log)}; once that is corrected: spanet track sync "
                 f"{_short(self.log.parent)}"
             )
         except Exception as error:  # of a file system, or whatever MLflow raises on the way out
-            self._failed(" ".join(str(error).split())[:160] or type(error).__name__)
-        else:
-            return True
+            self._unavailable = " ".join(str(error).split())[:160] or type(error).__name__
         finally:
             self._attempts += 1
-            with self._changed:
-                self._changed.notify_all()
-        return False
+        return not (self._unavailable or self._refused)
 
-    def _succeeded(self) -> None:
-        self.unavailable = ""
-        if self._reported:
-            self._reported = False
-            if time.monotonic() >= self._quiet_until:
-                self._quiet_until = time.monotonic() + _QUIET
-                say(f"{self.store} is available again")
-        with self._changed:
-            self._changed.notify_all()
-
-    def _failed(self, reason: str) -> None:
-        now = time.monotonic()
-        if not self.unavailable:
-            self._since = now
-        self.unavailable = reason
-        if not self._reported and now - self._since >= _SILENCE:
-            self.report_unavailable()
-
-    def report_unavailable(self) -> None:
-        """Say once that the store can't be reached."""
-        if self.unavailable and not self._reported:
+    def _report_unavailable(self) -> None:
+        """Report once in a run that the store can't be reached."""
+        if self._unavailable and not self._reported:
             self._reported = True
-            if time.monotonic() >= self._quiet_until:
-                say(
-                    f"{self.store} is unavailable ({self.unavailable}). Training continues; "
-                    f"the run is recorded in {_short(self.log)} and sent later"
-                )
+            say(
+                f"{self.store} is unavailable ({self._unavailable}). Training continues; the run "
+                f"is recorded in {_short(self.log)} and sent later"
+            )
 
 
 @dataclass(frozen=True)
@@ -380,37 +355,37 @@ def status(log: Path) -> Status:
         log: `metrics.jsonl`.
     """
     first, progress = event_log.head(log), Progress.load(log)
-    points = pending = pending_points = 0
-    since: float | None = None
-    for event, end in event_log.read(log):
-        count = len(event["metrics"]) if event["kind"] == "metrics" else 0
-        points += count
-        if end > progress.offset:
-            pending, pending_points = pending + 1, pending_points + count
-            since = since or event["time"] / 1000
-    transfer = Transfer(log, "")
-    try:
-        running = not transfer.lock(0)
-    except client.UnavailableError:  # of a folder that can only be read
-        running = False
-    transfer.unlock()
+    events = [
+        (end > progress.offset, len(event.get("metrics", ())), event["time"] / 1000)
+        for event, end in event_log.read(log)
+    ]
+    left = [(points, time_) for is_pending, points, time_ in events if is_pending]
+    pending, running = len(left), _is_locked(log)
     if not running and not pending and progress.killed_at != event_log.size(log):
         pending = int(event_log.was_killed(log) is not None)  # its status
-    state = "running" if running else "pending" if pending else "sent"
-    if progress.refused and not pending:
-        state = "refused"
+    settled = "refused" if progress.refused else "sent"
     return Status(
         log=log,
         uri="" if first is None else str(first["uri"]),
         run_id=progress.run_id,
-        points=points,
+        points=sum(points for _, points, _ in events),
         pending=pending,
-        pending_points=pending_points,
+        pending_points=sum(points for points, _ in left),
         refused=progress.refused,
-        since=since,
-        state=state,
+        since=left[0][1] if left else None,
+        state="running" if running else "pending" if pending else settled,
         error=progress.error if pending or progress.refused else "",
     )
+
+
+def _is_locked(log: Path) -> bool:
+    transfer = Transfer(log, "")
+    try:
+        return not transfer.lock(0)
+    except client.UnavailableError:  # of a folder that can only be read
+        return False
+    finally:
+        transfer.unlock()
 
 
 def sync(
@@ -436,36 +411,31 @@ def sync(
     if first is None:
         report(f"{log}: does not begin with its run; nothing was sent")
         return status(log)
-    own, known = str(first["uri"]), Progress.load(log).run_id
-    if uri is not None and without_secret(absolute(uri)) != own and known:
+    own = str(first["uri"])
+    transfer = Transfer(log, uri or complete(own))
+    if uri is not None and without_secret(absolute(uri)) != own and transfer.progress.run_id:
         raise ConfigError(
             f"--tracking-uri: got {without_secret(uri)!r}, but the run of {log.parent} began in "
             f"{own!r}"
         )
-    transfer = Transfer(log, uri or complete(own))
     until, pause = time.monotonic() + patience, _FIRST_RETRY
     try:
         while True:
             try:
                 if not transfer.lock(max(0.0, until - time.monotonic())):
                     report(f"{log}: another process is sending it")
-                    return status(log)
+                    break
                 while transfer.send():
                     until = time.monotonic() + patience
                 transfer.close_killed()
-            except client.RunRefusedError as error:
-                transfer.progress.error = str(error)
-                transfer.progress.save(log)
                 break
-            except client.UnavailableError as error:
+            except (client.RunRefusedError, client.UnavailableError) as error:
                 transfer.progress.error = str(error)
                 transfer.progress.save(log)
-                if time.monotonic() + pause > until:
+                if isinstance(error, client.RunRefusedError) or time.monotonic() + pause > until:
                     break
                 time.sleep(pause)
                 pause = min(_LONGEST_RETRY, 2 * pause)
-            else:
-                break
     finally:
         transfer.unlock()
     return status(log)
