@@ -82,6 +82,7 @@ def test_broken_run_is_marked_failed(monkeypatch):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SIGTERMException()])
 def test_run_that_is_interrupted_was_killed(error, monkeypatch):
     monkeypatch.setenv("SPANET_TRACKING_WAIT", "100")  # for a database to be created
+
     def interrupted(*_):
         raise error
 
