@@ -26,13 +26,11 @@ RUN = Path("runs/digits-spanetv2")
 # Writes one checkpoint after the other, and tells before and after each.
 WRITER = """
 import sys, torch
-from spanet_lightning import checkpoints, cli
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-save = TorchCheckpointIO().save_checkpoint if sys.argv[2] == "stock" else checkpoints.save
+from spanet_lightning import checkpoints
 for number in range(10_000):
     state = {"number": number, "weights": torch.full((400_000,), float(number))}
     print("begin", number, flush=True)
-    save(state, sys.argv[1])
+    checkpoints.save(state, sys.argv[1])
     print("end", number, flush=True)
 """
 
@@ -44,11 +42,11 @@ def a_seed() -> int:
     return seed
 
 
-def killed_writer(target: Path, seed: int, kind: str = "ours", **environment: str) -> int:
+def killed_writer(target: Path, seed: int, **environment: str) -> int:
     """Kill a process amid its writing; return the last checkpoint that it said was there."""
     rng = random.Random(seed)
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target), kind],
+        [sys.executable, "-c", WRITER, str(target)],
         stdout=subprocess.PIPE,
         text=True,
         env=steps.environment(**environment),
@@ -80,7 +78,7 @@ def test_killed_while_writing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", range(20))
+@pytest.mark.parametrize("kill", range(8))
 def test_killed_while_writing_again_and_again(kill):
     test_killed_while_writing()
 
@@ -229,6 +227,5 @@ def kill_and_resume(seed: int, times: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", range(2))
-def test_run_that_is_killed_at_its_checkpoints_is_the_unbroken_one(kill):
+def test_run_that_is_killed_at_its_checkpoints_is_the_unbroken_one():
     kill_and_resume(a_seed(), times=4)

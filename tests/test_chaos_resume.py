@@ -135,17 +135,16 @@ def test_killed_twice() -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_steps() -> None:
+def test_killed_at_random_steps() -> None:
     seed = random.SystemRandom().randrange(10**6)
-    fell = compare(digits(epochs=9), kills=20, seed=seed)
-    assert len(fell) > 10
+    fell = compare(digits(epochs=6), kills=10, seed=seed)
+    assert len(fell) > 5
     assert any(step % EPOCH == 0 for step in fell)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_random_steps_with_workers(workers: int) -> None:
+def test_killed_at_random_steps_with_workers() -> None:
     """Beside an unbroken run without workers, which are to change nothing."""
     seed = random.SystemRandom().randrange(10**6)
     data = partial(folder, 3)
-    assert compare(data(workers), kills=6, seed=seed, whole_args=data(0))
+    assert compare(data(2), kills=4, seed=seed, whole_args=data(0))

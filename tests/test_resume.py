@@ -269,21 +269,16 @@ def test_classification_goes_on_from_anywhere(
         ({"val_check_interval": 2}, ("on_train_batch_end", 1, 3)),
         ({"val_check_interval": 2}, ("on_train_batch_end", 1, 2)),
         ({"val_check_interval": 2}, ("on_validation_end", 1, 3)),
-        ({"val_check_interval": 2}, ("on_train_batch_end", 1, BATCHES - 1)),
         # None at all after the second epoch.
         ({"check_val_every_n_epoch": 3}, ("on_train_batch_end", 1, BATCHES - 1)),
-        ({"check_val_every_n_epoch": 3}, ("on_train_epoch_end", 1, None)),
         # Fewer batches than there are.
         ({"limit_train_batches": 3, "check_val_every_n_epoch": 3}, ("on_train_batch_end", 1, 2)),
         # By steps, of which Lightning restarts each epoch, the ended one included.
         ({"max_steps": 13}, ("on_train_batch_end", 1, 2)),
-        ({"max_steps": 13}, ("on_validation_end", 1, None)),
         ({"max_steps": 13}, ("on_train_epoch_end", 1, None)),
         # Two batches to an update: within one, and after one.
         ({"accumulate_grad_batches": 2}, ("on_train_batch_end", 1, 2)),
-        ({"accumulate_grad_batches": 2}, ("on_train_batch_end", 1, 1)),
         ({"accumulate_grad_batches": 2, "val_check_interval": 3}, ("on_validation_end", 1, 2)),
-        ({"accumulate_grad_batches": 2}, ("on_train_batch_end", 1, BATCHES - 1)),
     ],
     ids=str,
 )
