@@ -43,6 +43,21 @@ def test_every_local_link_leads_somewhere():
                 assert (document.parent / target).exists(), f"{document.name} links {target}"
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_spanet_commands_in_the_docs_are_accepted(page):
+    """Commands and options exist; nothing is run."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^``` ?(\S*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = "".join(block for language, block in blocks if language in ("", "bash")).splitlines()
+    for line in lines:
+        if not line.startswith("spanet "):
+            continue
+        _, name, *rest = shlex.split(line, comments=True)
+        module, parser = app._parser(name)
+        _, unknown = parser.parse_known_args(rest)
+        assert not unknown or getattr(module, "TAKES_OVERRIDES", False), f"{line}: {unknown}"
+
+
 def _pages(entry: object) -> list[str]:
     if isinstance(entry, str):
         return [entry]

@@ -266,7 +266,8 @@ def kernel_response(conv: nn.Module, size: int = 32) -> Float[np.ndarray, "{size
     waves = [np.exp(-2j * np.pi * np.outer(frequencies, at) / size) for at in (y, x)]
     e = np.kron(*waves)  # (size², k²)
     power = ((e.conj() @ (weights.T @ weights / len(weights))) * e).sum(1).real
-    return np.sqrt(np.maximum(power, 0)).reshape(size, size)
+    gain: Float[np.ndarray, "{size} {size}"] = np.sqrt(np.maximum(power, 0)).reshape(size, size)
+    return gain
 
 
 def weight_responses(
@@ -297,6 +298,7 @@ def weight_responses(
 
 # Figures
 
+_NAMED = 8  # layers of a model that have a legend
 _FREQUENCY_TICKS = ((0, "0.0π"), (0.25, ""), (0.5, "0.5π"), (0.75, ""), (1, "1.0π"))
 
 
@@ -308,14 +310,19 @@ def spectrum_figure(models: Sequence[ModelSpectrum], title: str, *, radial: bool
         title: Of the figure.
         radial: Draw the mean over rings instead of the diagonal.
     """
+    # A few layers chosen by name have a legend; blocks are coloured by depth.
+    named = all(len(m.drawn()) <= _NAMED and m.layers[0].layer.kind == "layer" for m in models)
     panels: list[Panel] = []
     rows: list[dict[str, Any]] = []
     for model in models:
         curves = []
-        for one in model.drawn():
+        for i, one in enumerate(model.drawn()):
             y = one.radial if radial else one.relative
             x = np.linspace(0, 1, len(y))
-            curves.append(Curve(x, y, depth=model.depth(one), group=one.size))
+            if named:
+                curves.append(Curve(x, y, one.layer.name, series=i))
+            else:
+                curves.append(Curve(x, y, depth=model.depth(one), group=one.size))
             rows += [
                 {**_row(model, one), "frequency": a, "delta": b} for a, b in zip(x, y, strict=True)
             ]
@@ -328,7 +335,7 @@ def spectrum_figure(models: Sequence[ModelSpectrum], title: str, *, radial: bool
                 xticks=_FREQUENCY_TICKS,
             )
         )
-    return Figure(title, in_rows(panels), table=rows)
+    return Figure(title, in_rows(panels), legend="layer" if named else "", table=rows)
 
 
 def maps_figure(models: Sequence[ModelSpectrum], title: str) -> Figure:
@@ -414,6 +421,7 @@ def weights_figure(
         found: Label of each model, and name and gain of each of its convolutions.
         title: Of the figure.
     """
+    named = all(len(responses) <= _NAMED for _, responses in found)
     panels: list[Panel] = []
     rows: list[dict[str, Any]] = []
     for label, responses in found:
@@ -423,7 +431,10 @@ def weights_figure(
             diagonal = gain[np.arange(height // 2, height), np.arange(width // 2, width)]
             y = 20 * np.log10(np.maximum(diagonal / max(gain.max(), 1e-12), 1e-4))
             x = np.linspace(0, 1, len(y))
-            curves.append(Curve(x, y, depth=i / max(len(responses) - 1, 1)))
+            if named:
+                curves.append(Curve(x, y, name, series=i))
+            else:
+                curves.append(Curve(x, y, depth=i / (len(responses) - 1)))
             rows += [
                 {"model": label, "layer": name, "frequency": a, "gain": g, "decibels": d}
                 for a, g, d in zip(x, diagonal, y, strict=True)
@@ -431,14 +442,14 @@ def weights_figure(
         first = not len(panels) % 3
         panels.append(
             Panel(
-                f"{label}: {responses[0][0]}" if len(responses) == 1 else label,
+                label,
                 tuple(curves),
                 xlabel="frequency (diagonal)",
                 ylabel="gain, dB of its maximum" if first else "",
                 xticks=_FREQUENCY_TICKS,
             )
         )
-    return Figure(title, in_rows(panels), table=rows)
+    return Figure(title, in_rows(panels), legend="layer" if named else "", table=rows)
 
 
 def _row(model: ModelSpectrum, one: LayerSpectrum) -> dict[str, Any]:
