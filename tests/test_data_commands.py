@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import shlex
 import shutil
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import spanet_lightning
 from spanet_lightning import app, cli
 from spanet_lightning.data import CocoDataModule, SegmentationFoldersDataModule
+from spanet_lightning.data.batches import Collate
+from spanet_lightning.data.coco import _unannotated
+from spanet_lightning.data.normalize import Normalize
 from tests import dense_sets, helpers
 
 SMALL = ["--data.num_workers=0", "--data.batch_size=2"]
@@ -25,7 +33,7 @@ FIT = ["--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_pro
 def faults(root: Path, capsys: pytest.CaptureFixture[str]) -> Counter[str]:
     """Return how many faults of each kind the check of a folder finds."""
     capsys.readouterr()
-    with suppress(SystemExit):
+    with contextlib.suppress(SystemExit):
         app.main(["data", "check", str(root), "--json"])
     return Counter(json.loads(capsys.readouterr().out)["counts"])
 
@@ -164,10 +172,41 @@ def test_images_that_fill_no_batch_are_counted(
 
 def test_names_that_are_not_utf8_are_predicted(tmp_path: Path) -> None:
     helpers.images(tmp_path / "set")
-    odd = bytes(tmp_path / "set" / "val" / "cat") + b"/\xff.png"
+    odd = os.fsencode(tmp_path / "set" / "val" / "cat") + b"/\xff.png"
     try:
         shutil.copy(tmp_path / "set" / "val" / "cat" / "0.png", odd)
     except OSError:
         pytest.skip("this file system takes no such name")
     cli.main(["predict", *folders(tmp_path / "set"), "--name=p", "--trainer.logger=false"])
     assert b"\xff.png" in Path("runs/p/predictions/predictions.csv").read_bytes()
+
+
+def test_detections_do_not_depend_on_the_batch() -> None:
+    lightning.seed_everything(0)
+    head = spanet_lightning.RetinaNet(score_threshold=0.0)
+    task = spanet_lightning.DetectionTask("test_spanetv2", head, num_classes=3).eval()
+    sizes = [(64, 96), (96, 64), (60, 90), (64, 64)]
+    images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8) for size in sizes]
+    samples = [_unannotated(image, size, 0, "") for image, size in zip(images, sizes, strict=True)]
+    batches: list[Any] = [Collate()(samples), *(Collate()([sample]) for sample in samples)]
+    normalize = Normalize()
+    with torch.no_grad():
+        together, *alone = (
+            task.detections(b._replace(images=normalize(b.images, b.sizes))) for b in batches
+        )
+    for one, (other,) in zip(together, alone, strict=True):
+        torch.testing.assert_close(one["boxes"], other["boxes"])
+        torch.testing.assert_close(one["scores"], other["scores"])
+
+
+@pytest.mark.parametrize("name", ["off", "007", "it's a $HOME"])
+def test_folders_of_any_name_are_initialised(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    helpers.images(tmp_path / name)
+    with contextlib.chdir(tmp_path):
+        app.main(["init", name])
+        shown = capsys.readouterr().out.splitlines()
+        command = next(line for line in shown if "data check" in line)
+        app.main(shlex.split(command)[1:])
+    assert "No faults." in capsys.readouterr().out

@@ -109,6 +109,9 @@ def _experiment(args: argparse.Namespace) -> Any:
     """Return the data module of a configuration."""
     from spanet_lightning.cli.data_module import build_data
 
+    # What follows `--data.root` without an equals sign is no ROOT.
+    if args.root is not None and args.overrides and "=" not in args.overrides[-1]:
+        args.overrides, args.root = [*args.overrides, args.root], None
     if args.root is not None or args.layout is not None:
         key = "ROOT" if args.root is not None else "--layout"
         raise ConfigError(f"{key}: got a value beside --config, which says where the data are")

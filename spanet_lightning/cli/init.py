@@ -6,6 +6,7 @@ Recognised are COCO annotations, images with masks, and a folder for each class.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from spanet_lightning.errors import ConfigError
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         out.print(f"{len(contents.faults)} faults, such as {contents.faults[0]}", markup=False)
     for line in (
         f"Wrote {file}, for {starter.task}. Next:",
-        f"  spanet data check --config {file}",
-        f"  lightning fit --config {file}",
+        f"  spanet data check --config {shlex.quote(str(file))}",
+        f"  lightning fit --config {shlex.quote(str(file))}",
     ):
         out.print(line, markup=False, highlight=False)

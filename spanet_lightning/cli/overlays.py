@@ -49,7 +49,7 @@ class Overlays(Callback):
         self.writer = writer
         self.every = every
         self._drawn = 0
-        self._names = OutputNames()
+        self._names = OutputNames("-")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse tasks that predict nothing that can be drawn."""
@@ -122,7 +122,7 @@ class Overlays(Callback):
             else:
                 path = batch.paths[i]
                 drawn = picture(batch, i, found[i], data)
-            yield self._names(path, trainer).replace("/", "-"), drawn
+            yield self._names(path, trainer), drawn
 
 
 def dataset_of(trainer: Trainer) -> Any:

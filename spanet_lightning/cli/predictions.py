@@ -135,13 +135,18 @@ class OutputNames:
 
     With it for all of them, where two differ in that alone, or in upper and lower case, which some
     file systems ignore.
+
+    Args:
+        separator: What stands between folders; "/" for all images where another one would give two
+            of them the same name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, separator: str = "/") -> None:
+        self._separator = separator
         self._unique: bool | None = None
 
     def __call__(self, path: str, trainer: Trainer) -> str:
-        """Return the name for an image, with "/" between folders.
+        """Return the name for an image.
 
         Args:
             path: The image.
@@ -153,8 +158,10 @@ class OutputNames:
             paths = getattr(getattr(loader, "dataset", None), "paths", ())
             stems = [stem(name_of(str(one), data).as_posix()).casefold() for one in paths]
             self._unique = len(set(stems)) == len(stems)
+            if len({one.replace("/", self._separator) for one in stems}) < len(set(stems)):
+                self._separator = "/"
         name = name_of(path, data).as_posix()
-        return stem(name) if self._unique else name
+        return (stem(name) if self._unique else name).replace("/", self._separator)
 
 
 def name_of(path: str, data: Any) -> Path:

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+STRIDE = 32
+"""Height and width of batches of detection are multiples of this many pixels."""
+
 
 class DetectionTarget(TypedDict):
     """The annotations of one image, as torchvision's detectors name them.
@@ -98,7 +101,7 @@ class Collate(NamedTuple):
         min_size: Height and width in pixels that a batch has at least.
     """
 
-    multiple: int = 32
+    multiple: int = STRIDE
     min_size: int = 0
 
     def __call__(self, samples: list[Any]) -> DetectionBatch | SegmentationBatch:

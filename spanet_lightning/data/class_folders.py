@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
         found = f"only {names[0]!r}" if names else "none"
         raise DataError(
             f"folder {folder}: found {found}, expected a folder for each of two or more classes; "
-            f"'spanet init {folder.parent}' tells what the data look like"
+            f"`spanet init {shlex.quote(str(folder.parent))}` tells what the data look like"
         )
     return tuple(names)
 

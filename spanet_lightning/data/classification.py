@@ -463,7 +463,7 @@ class ImageClassificationDataModule(LightningDataModule, CheckedKeywords):
             listing = list_images(folder, key, Path(self.root))
             training = split == self.train_split
             faults = class_faults(listing, self.class_names, training=training)
-            refuse(iter(faults), f"spanet data check {self.root}")
+            refuse(faults, self.root)
             self._listings[split] = listing
         return self._listings[split]
 

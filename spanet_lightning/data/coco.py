@@ -364,7 +364,7 @@ class CocoDataModule(DenseDataModule):
             files = self.files(split)
             drop = split == "train" and self.bad_boxes == "drop"
             index, faults = files.load(self.categories, masks=self.masks, drop=drop)
-            refuse(iter(faults), f"spanet data check {self.root}")
+            refuse(faults, self.root)
             if not len(index):
                 raise DataError(f"{split}_annotations: {files.file} lists no images")
             self._check_categories(split, files.file)

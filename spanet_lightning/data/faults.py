@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from spanet_lightning.errors import DataError
@@ -29,22 +31,24 @@ class Fault(NamedTuple):
         return f"{where}: {self.kind}: {self.detail}"
 
 
-def refuse(faults: Iterator[Fault], command: str) -> None:
+def refuse(faults: Iterable[Fault], root: str | Path) -> None:
     """Stop at the first fault, if there is any.
 
     Args:
         faults: Faults, found as they are asked for.
-        command: What lists all of them, for the message.
+        root: The data set, for the command that lists all of them.
 
     Raises:
         DataError: That names the first fault, and tells whether there are more.
     """
-    first = next(faults, None)
+    rest = iter(faults)
+    first = next(rest, None)
     if first is not None:
         # Not counted to the end: a set whose ids are all wrong has a million.
-        count = sum(1 for _ in islice(faults, 999))
+        count = sum(1 for _ in islice(rest, 999))
         some = f"; {count}{' or more' if count == 999 else ''} more like it or other"
-        raise DataError(f"{first}{some if count else ''}; '{command}' lists all faults")
+        command = f"spanet data check {shlex.quote(str(root))}"
+        raise DataError(f"{first}{some if count else ''}; `{command}` lists all faults")
 
 
 class SampleError(DataError):

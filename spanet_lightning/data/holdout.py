@@ -57,15 +57,21 @@ class Holdout(NamedTuple):
             hashlib.sha256(f"{self.seed}:{name}".encode(errors="surrogateescape")).digest()
             for name in names
         ]
-        classes = np.asarray(labels)
-        chosen = np.zeros(len(classes), dtype=bool)
+        order = sorted(range(len(names)), key=digests.__getitem__)
+        order.sort(key=labels.__getitem__)
+        chosen = np.zeros(len(names), dtype=bool)
+        if self.fold is not None:
+            # Across the borders of classes, or all classes of one image would be in the first fold.
+            chosen[order[self.fold[1] :: self.fold[0]]] = True
+            return chosen
+        share = self.share or 0.0
+        classes = np.asarray(labels)[order]
         for label in np.unique(classes):
-            ranked = sorted(np.flatnonzero(classes == label).tolist(), key=digests.__getitem__)
-            if self.fold is not None:
-                chosen[ranked[self.fold[1] :: self.fold[0]]] = True
-            elif len(ranked) > 1:
-                count = min(max(1, round((self.share or 0) * len(ranked))), len(ranked) - 1)
-                chosen[ranked[:count]] = True
+            ranked = np.asarray(order)[classes == label]
+            if len(ranked) > 1:
+                chosen[ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)]] = True
+        if not chosen.any() and len(order) > 1:  # every class has one image
+            chosen[order[: max(1, round(share * len(order)))]] = True
         return chosen
 
     def __str__(self) -> str:

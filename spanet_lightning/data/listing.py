@@ -179,7 +179,7 @@ def list_images(folder: Path, key: str, root: Path | None = None) -> Listing:
     """
     check_folder(folder, key)
     listing = scan(folder, root)
-    refuse(iter(listing.faults), f"spanet data check {root or folder}")
+    refuse(listing.faults, root or folder)
     left_out = listing.left_out()
     if not listing.names:
         instead = f" (only {left_out})" if left_out else ""

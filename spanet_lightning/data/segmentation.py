@@ -423,7 +423,7 @@ class SegmentationFoldersDataModule(DenseDataModule):
     def _paired(self, name: str) -> list[tuple[Path, Path]]:
         """Return each image of a split with its mask."""
         paired = self.folders.pair(self.split(name), f"{name}_split")
-        refuse(iter(paired.faults), f"spanet data check {self.root}")
+        refuse(paired.faults, self.root)
         pairs = paired.pairs
         if self.holdout is not None and self.split(name) == self.split("train"):
             base = Path(self.root)

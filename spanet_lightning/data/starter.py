@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,10 +73,11 @@ def write_starter(
     }[task](data, contents, fit, grey)
     counts = ", ".join(f"{n} {len(split.jobs)}" for n, split in contents.splits.items())
     lines = [
-        f"# {len(contents.classes)} classes, images: {counts}. Written by `spanet init {root}`.",
+        f"# {len(contents.classes)} classes, images: {counts}.",
+        f"# Written by `spanet init {shlex.quote(root)}`.",
         "#",
-        f"#   spanet data check --config {name}",
-        f"#   lightning fit --config {name}",
+        f"#   spanet data check --config {shlex.quote(name)}",
+        f"#   lightning fit --config {shlex.quote(name)}",
         "#",
         "# Every key can be set on the command line: --trainer.max_epochs=10. Published recipes",
         "# are in configs/; weights to start from go to model.weights.",

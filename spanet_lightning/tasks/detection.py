@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.backbones.weights import WeightsSet
-from spanet_lightning.data.batches import DetectionBatch
+from spanet_lightning.data.batches import STRIDE, DetectionBatch
 from spanet_lightning.errors import DataError, invalid
 from spanet_lightning.heads import DetectionHead, Detections
 from spanet_lightning.heads.base import DetectionLayers, Size
@@ -162,10 +162,24 @@ class DetectionTask(DenseTask):
         return metric.numbers(self.class_names)
 
     def detections(self, batch: DetectionBatch) -> list[Detections]:
-        """Return the detections of each image, in pixels of the image as stored."""
-        found = self.layers.detect(self.model.features(batch.images), batch.sizes)
-        sizes = zip(found, batch.sizes, batch.original_sizes, strict=True)
-        return [at_size(one, size, original) for one, size, original in sizes]
+        """Return the detections of each image, in pixels of the image as stored.
+
+        Only images of one padded size share a pass: spectral filters are global, so that the
+        padding that another image brings would change what is found.
+        """
+        groups: dict[Size, list[int]] = {}
+        for i, size in enumerate(batch.sizes):
+            height, width = (-(-side // STRIDE) * STRIDE for side in size)
+            groups.setdefault((height, width), []).append(i)
+        found: dict[int, Detections] = {}
+        for (height, width), members in groups.items():
+            images = batch.images[members, :, :height, :width]
+            sizes = [batch.sizes[i] for i in members]
+            found |= zip(
+                members, self.layers.detect(self.model.features(images), sizes), strict=True
+            )
+        originals = zip(batch.sizes, batch.original_sizes, strict=True)
+        return [at_size(found[i], *sizes) for i, sizes in enumerate(originals)]
 
     def predict_step(self, batch: DetectionBatch) -> list[FoundObjects]:
         """Return the detections of each image, in pixels of the image as stored."""
