@@ -52,34 +52,39 @@ def test_all_variants_are_listed():
     assert set(timm.list_models("test_spanet*")) == set(TINY)
 
 
+def leaves_of(model):
+    """The modules without children; logits of the SRF are in a list, a module to torch."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (not list(module.children()) or isinstance(module, SpectralRescaling))
+        and not isinstance(module, torch.nn.ParameterList)
+    }
+
+
 @pytest.mark.parametrize("name", [*PARAMETERS, *TINY])
-def test_every_parameter_gets_a_finite_gradient_and_state_survives_safetensors(name, tmp_path):
-    model = timm.create_model(name, num_classes=5, img_size=64)
+def test_each_parameter_is_trained_each_leaf_runs_once_and_levels_are_stated(name, tmp_path):
+    short = {} if name in TINY else {"depths": (1, 1, 1, 1)}
+    model = timm.create_model(name, num_classes=5, img_size=64, **short)
+    calls = []
+    for leaf, module in leaves_of(model).items():
+        module.register_forward_hook(lambda *_, leaf=leaf: calls.append(leaf))
     x = torch.randn(1, 3, 64, 64)
-    logits = model(x)
+    last, levels = model.forward_intermediates(x)
+    logits = model.forward_head(last)
+    assert sorted(calls) == sorted(leaves_of(model))
     assert logits.shape == (1, 5)
+    assert [level.shape[1] for level in levels] == [i["num_chs"] for i in model.feature_info]
+    assert [64 // level.shape[2] for level in levels] == [4, 8, 16, 32]
     logits.square().sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    with torch.device("meta"):
-        again = timm.create_model(name, num_classes=5, img_size=64)
-    again.load_state_dict(load_file(tmp_path / "model.safetensors"), assign=True)
-    for (key, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b), key
-    with torch.no_grad():  # the last digit depends on where in memory the weights lie
-        torch.testing.assert_close(model.eval()(x), again.eval()(x))
-
-
-@pytest.mark.parametrize("name", [*PARAMETERS, *TINY])
-def test_features_match_feature_info(name):
-    with torch.device("meta"):
-        model = timm.create_model(name, features_only=True)
-        features = model(torch.empty(1, 3, 224, 224))
-    assert [f.shape[1] for f in features] == model.feature_info.channels()
-    assert [224 // f.shape[2] for f in features] == model.feature_info.reduction() == [4, 8, 16, 32]
+    if name in TINY:
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        again = load_file(tmp_path / "model.safetensors")
+        assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -290,13 +295,7 @@ def randomised_model(cls, **knobs):
 )
 def test_each_leaf_runs_once_and_a_hook_keeps_what_it_returned(cls, knobs, grad):
     model = randomised_model(cls, **knobs)
-    leaves = {
-        name: module
-        for name, module in model.named_modules()
-        if not list(module.children())
-        or isinstance(module, SpectralRescaling)  # its logits are in a list, a module to torch
-    }
-    leaves = {n: m for n, m in leaves.items() if not isinstance(m, torch.nn.ParameterList)}
+    leaves = leaves_of(model)
     calls = []
     for name, module in leaves.items():
         module.register_forward_hook(lambda _, args, out, n=name: calls.append((n, args, out)))
@@ -538,13 +537,12 @@ import torch
 from torch._dynamo.utils import counters
 from spanet_lightning import SPANet, SPANetV2
 hybrid = ("spam", "spam", "mixed", "attention")
-for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
-              SPANetV2("test", num_classes=3, mixers=hybrid)):
+for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3, mixers=hybrid)):
     for training in (True, False):
         torch._dynamo.reset()
         counters.clear()
         compiled = torch.compile(model.train(training), fullgraph=True, backend="aot_eager")
-        for batch in (2, 3, 5, 4):
+        for batch in (2, 3):
             x = torch.randn(batch, 3, 64, 64)
             torch._dynamo.maybe_mark_dynamic(x, 0)
             with torch.set_grad_enabled(training):
@@ -553,7 +551,7 @@ for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
             if training:
                 y.square().sum().backward()
         graphs = counters["stats"]["unique_graphs"]
-        assert graphs == 1, f"{graphs} graphs for four sizes of batch"
+        assert graphs == 1, f"{graphs} graphs for two sizes of batch"
 print("compiled")
 """
 
@@ -561,15 +559,14 @@ EXPORT = """
 import torch
 from spanet_lightning import SPANet, SPANetV2
 hybrid = ("spam", "spam", "mixed", "attention")
-for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3),
-              SPANetV2("test", num_classes=3, mixers=hybrid)):
+for model in (SPANet("test", num_classes=3), SPANetV2("test", num_classes=3, mixers=hybrid)):
     model.eval()
     exported = torch.export.export(
         model,
         (torch.randn(2, 3, 64, 64),),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
-    for batch in (1, 2, 7):
+    for batch in (1, 7):
         x = torch.randn(batch, 3, 64, 64)
         torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
 print("exported")

@@ -124,16 +124,13 @@ def artifacts(run_id, folder):
     return {entry.path for entry in client.list_artifacts(run_id, folder)}
 
 
-@pytest.mark.parametrize("policy", ["none", "best", "last"])
-def test_checkpoint_becomes_an_artifact_by_policy(policy):
-    experiment = cli.run(["fit", *SHORT, f"--tracking.checkpoints={policy}"])
+def test_best_checkpoint_becomes_an_artifact():
+    experiment = cli.run(["fit", *SHORT, "--tracking.checkpoints=best"])
     run_id = experiment.trainer.logger.run_id
-    expected = set() if policy == "none" else {f"checkpoints/{policy}.ckpt"}
-    assert artifacts(run_id, models.CHECKPOINTS) == expected
-    for path in expected:
-        client = tracking.connect(tracking.DEFAULT_URI)
-        stored = Path(client.download_artifacts(run_id, path, "."))
-        assert stored.read_bytes() == Path(f"runs/digits-spanetv2/{policy}.ckpt").read_bytes()
+    assert artifacts(run_id, models.CHECKPOINTS) == {"checkpoints/best.ckpt"}
+    client = tracking.connect(tracking.DEFAULT_URI)
+    stored = Path(client.download_artifacts(run_id, "checkpoints/best.ckpt", "."))
+    assert stored.read_bytes() == Path("runs/digits-spanetv2/best.ckpt").read_bytes()
 
 
 def test_run_that_breaks_off_leaves_its_last_checkpoint(monkeypatch):
@@ -180,12 +177,10 @@ def test_model_of_a_run_is_registered_at_its_end(saved, monkeypatch, capsys):
     assert artifacts(run_id, "model") == {"model/MLmodel"}
 
 
-@pytest.mark.parametrize("how", ["refuses", "hangs", "breaks"])
+@pytest.mark.parametrize("how", ["hangs", "breaks"])
 def test_registry_that_fails_costs_a_line_and_not_the_run(how, monkeypatch, capsys):
     def store(*_):
-        if how == "hangs":
-            time.sleep(60)
-        raise ConfigError("no such registry")
+        time.sleep(60)
 
     def save(*_, **__):
         if how == "breaks":
@@ -197,11 +192,7 @@ def test_registry_that_fails_costs_a_line_and_not_the_run(how, monkeypatch, caps
     experiment = cli.run(["fit", *SHORT, "--tracking.register=digits"])
     run_id = experiment.trainer.logger.run_id
     said = capsys.readouterr().err
-    reason = {
-        "refuses": "no such registry",
-        "hangs": "no answer within 0.2 s",
-        "breaks": "a bug of the exporter's",
-    }[how]
+    reason = "no answer within 0.2 s" if how == "hangs" else "a bug of the exporter's"
     assert f"the model was not registered ({reason}). Later: spanet export " in said
     assert "best.ckpt --format pyfunc --output runs/digits-spanetv2/model" in said
     assert f"--run {run_id} --register digits" in said

@@ -96,13 +96,13 @@ def full_schema(variant, **changes):
 
 @pytest.mark.parametrize("variant", [v for v in [*V1, *V2] if v != "test"])
 def test_every_tensor_of_every_variant_finds_its_place(variant):
-    state = {k: torch.zeros(shape) for k, shape in full_schema(variant).items() if ".sps" not in k}
-    model = (SPANet if variant in V1 else SPANetV2)(variant)
-    report = load_official(model, state)
-    assert set(report.used) == set(state)
+    shapes = {k: shape for k, shape in full_schema(variant).items() if ".sps" not in k}
+    with torch.device("meta"):  # that values are in their places is tested above
+        model = (SPANet if variant in V1 else SPANetV2)(variant)
+        report = load_official(model, {k: torch.empty(shape) for k, shape in shapes.items()})
+    assert set(report.used) == set(shapes)
     assert not report.ignored
     assert not report.missing
-    assert all(not p.any() for p in model.parameters())
 
 
 def official_v1_state(model, state):
