@@ -317,27 +317,21 @@ def test_file_that_is_not_there_names_the_nearest_one() -> None:
         # keys and types, as `lightning fit` checks them
         (swapped("backbone.srf: f", "backbone.sfr: f"), ":9: arm 'without': model.backbone.sfr: g"),
         (swapped("backbone.srf: f", "backbone.sfr: f"), "did you mean 'model.backbone.srf'?"),
-        (swapped("srf: false", "srf: maybe"), "model.backbone.srf: got 'maybe', expected true"),
         (
             HEAD + "overrides: {trainer.max_epoch: 3}\n" + ARMS,
             ":4: overrides: trainer.max_epoch: got 3, but",
         ),
-        (swapped("srf: false", "variant: tst"), "variant: got 'tst', expected one of 's18_pure'"),
         # values, as the constructors check them
         (swapped("srf: false", "kernel_sizes: [4]"), "kernel_sizes: got 4, expected an odd"),
-        (swapped("srf: false", "kernel_sizes: [3, 5, 7]"), ":9: arm 'without': model.backbone.di"),
-        (swapped("model.backbone.srf: false", "data.image_size: 8"), "data.image_size: got 8"),
         (
             swapped("model.backbone.srf: false", "trainer.max_epochs: -5"),
             "'without': trainer.max_epochs: ",
         ),
-        (swapped("model.backbone.srf: false", "trainer.min_epochs: x"), "got 'x', expected an in"),
         # a difference that is none
         (swapped("srf: false", "srf: true"), "the arms 'with' and 'without' train the same"),
         # metrics
         (swapped("val/top1", "val/top"), ":3: objective.metric: got 'val/top', expected one of"),
         (swapped("val/top1", "val/top"), "did you mean 'val/top5'?"),
-        (swapped("val/top1", "val/miou"), "got 'val/miou', expected one of 'val/ece'"),
         (HEAD + ARMS + "test: test/tpo1\n", ":10: test: got 'test/tpo1', expected one of 'test"),
         (
             HEAD + "overrides: {checkpoint.monitor: val/los}\n" + ARMS,
@@ -345,7 +339,6 @@ def test_file_that_is_not_there_names_the_nearest_one() -> None:
         ),
         # searches: every choice, both ends
         (swapped("attention]", "atention]", HEAD + SPACE), "search.space.mixer: model.backbone.mi"),
-        (swapped("[3, 5]", "[3, 4]", HEAD + SPACE), "search.space.size: model.backbone.kernel_siz"),
         (swapped("int: [1, 4]", "int: [0, 4]", HEAD + SPACE), ":15: search.space.heads: model.ba"),
         (swapped("int: [1, 4]", "int: [1, 3]", HEAD + SPACE), ":15: trial with heads=3: model.ba"),
     ],

@@ -19,7 +19,6 @@ from rich.table import Table
 
 from spanet_lightning.cli.error_messages import one_line
 from spanet_lightning.cli.experiment import Experiment
-from spanet_lightning.cost import ModelCost
 from spanet_lightning.errors import SpanetError
 from spanet_lightning.summary import console, scaled
 from spanet_lightning.sweep.check import ASSUMED_CLASSES, checked
@@ -40,12 +39,12 @@ class Row:
     """An arm of an ablation, or a point of a search's space.
 
     Attributes:
-        name: Of the arm, or the parameters by name (see `points.Point`).
+        name: Of the arm, or the parameters by name (see `space.Point`).
         trials: How many of it run: its seeds; 0 where a sampler decides.
         overrides: What it changes of the study's experiment.
         parameters: Of the model; None where they can't be counted.
-        macs: For one image, those of spectral operators among them.
-        relative: MACs over those of the control, which is the first row of a search.
+        macs: Per image, with those of spectral operators.
+        relative: MACs over those of the control, or of the first row of a search.
         seconds: Of one trial's training, estimated; None where it was not.
         published: The paper's figure, where there is one.
     """
@@ -53,11 +52,11 @@ class Row:
     name: str
     trials: int
     overrides: Mapping[str, Any]
-    parameters: int | None = None
-    macs: int | None = None
-    relative: float | None = None
-    seconds: float | None = None
-    published: float | None = None
+    parameters: int | None
+    macs: int | None
+    relative: float | None
+    seconds: float | None
+    published: float | None
 
     @property
     def is_flagged(self) -> bool:
@@ -73,29 +72,21 @@ class Plan:
         study: The study.
         rows: Its arms, or points that hold every value of its space.
         trials: How many trials end in all; None where only hours are given.
-        notes: What a reader has to know of the figures.
+        notes: What a reader should know about the figures.
     """
 
     study: Study
     rows: tuple[Row, ...]
     trials: int | None
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
     @property
     def hours(self) -> float | None:
         """Hours of training in all, one trial after the other; None where unknown."""
-        times = [(row.trials, row.seconds) for row in self.rows]
-        if self.trials is None or not times or any(seconds is None for _, seconds in times):
+        times = [row.seconds for row in self.rows if row.seconds is not None]
+        if self.trials is None or not times or len(times) < len(self.rows):
             return None
-        known = [(trials, seconds) for trials, seconds in times if seconds is not None]
-        if self.study.is_ablation:
-            return sum(trials * seconds for trials, seconds in known) / 3600
-        return self.trials * sum(seconds for _, seconds in known) / len(known) / 3600
-
-
-def total_macs(cost: ModelCost) -> int:
-    """Return a model's MACs with those of its spectral operators, by which arms are compared."""
-    return cost.macs + cost.spectral_macs
+        return self.trials * sum(times) / len(times) / 3600
 
 
 def plan(study: Study, *, timed: bool = True) -> Plan:
@@ -109,87 +100,69 @@ def plan(study: Study, *, timed: bool = True) -> Plan:
         SpanetError: If any trial could not start. A data set that is not here is no reason.
     """
     built = checked(study, data=False)
-    notes: list[str] = []
-    points = [each.point for each in built]
-    here = all(each.has_data for each in built)
-    if not here:
-        notes.append(f"The data is not here: counted with {ASSUMED_CLASSES} classes, not timed.")
-    control = _control(study, points)
+    names = [each.point.name for each in built]
+    control = names.index(study.ablation.control) if study.ablation else 0
     costs = [each.run.cost for each in built]
-    macs = [None if cost is None else total_macs(cost) for cost in costs]
-    seconds: list[float | None] = [None] * len(points)
-    if timed and here:
-        seconds = _timed(study, points, macs, control, notes)
-    rows = []
-    for point, cost, mac, time_ in zip(points, costs, macs, seconds, strict=True):
-        reference = macs[control]
-        row = Row(
-            name=point.name,
-            trials=0,
-            overrides=point.overrides,
+    # The spectral operators of one arm may be what another has not.
+    macs = [None if cost is None else cost.macs + cost.spectral_macs for cost in costs]
+    reference, notes = macs[control], list[str]()
+    seconds: list[float | None] = [None] * len(built)
+    if not all(each.has_data for each in built):
+        notes.append(f"The data is not here: counted with {ASSUMED_CLASSES} classes, not timed.")
+    elif timed:
+        seconds = _timed(study, [each.point for each in built], macs, control, notes)
+    trials = 0
+    if study.search is None or study.search.sampler == "grid":
+        trials = len(study.ablation.seeds) if study.ablation else 1
+    else:
+        if study.search.points is not None:
+            notes.append(f"The space has {study.search.points} points; none is trained twice.")
+        notes.append(
+            "A search samples its trials; each row but the first has a value of its own, and the "
+            "first one's for the rest."
+        )
+    published = (
+        {n: arm.published for n, arm in study.ablation.arms.items()} if study.ablation else {}
+    )
+    rows = [
+        Row(
+            name=each.point.name,
+            trials=trials,
+            overrides=each.point.overrides,
             parameters=None if cost is None else cost.parameters,
             macs=mac,
             relative=mac / reference if mac and reference else None,
             seconds=time_,
+            published=arms[each.point.name].published if arms else None,
         )
-        rows.append(row)
-    method = study.method
-    if isinstance(method, Ablation):
-        rows = [
-            Row(**{**vars(row), "trials": len(method.seeds), "published": arm.published})
-            for row, arm in zip(rows, method.arms.values(), strict=True)
-        ]
-        trials: int | None = len(rows) * len(method.seeds)
-    elif method.sampler == "grid":
-        rows = [Row(**{**vars(row), "trials": 1}) for row in rows]
-        trials = min(len(rows), method.trials or len(rows))
-    else:
-        trials = study.declared
-        if method.points is not None:
-            text = f"The space has {method.points} points; none is trained twice."
-            notes.append(text)
-        notes.append(
-            "A search draws its trials; each row but the first one has a value of its own, and the "
-            "first one's for the rest."
-        )
-    return Plan(study, tuple(rows), trials, tuple(notes))
-
-
-def _control(study: Study, points: list[Point]) -> int:
-    if not isinstance(study.method, Ablation):
-        return 0
-    return [point.name for point in points].index(study.method.control)
+        for each, cost, mac, time_ in zip(built, costs, macs, seconds, strict=True)
+    ]
+    return Plan(study, tuple(rows), study.declared, tuple(notes))
 
 
 # -- time
 
 
 def _timed(
-    study: Study,
-    points: list[Point],
-    macs: list[int | None],
-    control: int,
-    notes: list[str],
+    study: Study, points: list[Point], macs: list[int | None], control: int, notes: list[str]
 ) -> list[float | None]:
     """Return the estimated seconds of training for each point."""
-    alone = len(points) > _MOST_TIMED
+    chosen = [control] if len(points) > _MOST_TIMED else range(len(points))
     seconds: list[float | None] = [None] * len(points)
-    for i, point in enumerate(points):
-        if alone and i != control:
-            continue
+    for i in chosen:
         try:
-            seconds[i] = training_seconds(fit_command(study, point.overrides, 0))
+            seconds[i] = training_seconds(fit_command(study, points[i].overrides, 0))
         except (SpanetError, ImportError) as error:
             # Such as the accelerator of a cluster, on the laptop that the study is planned on.
             notes.append(f"Not timed: {one_line(str(error))}")
             return [None] * len(points)
-    if alone:
-        reference, known = macs[control], seconds[control]
+    reference, known = macs[control], seconds[control]
+    if len(chosen) < len(points):
         seconds = [known * m / reference if known and m and reference else None for m in macs]
         notes.append("Times are those of the first row or the control, scaled by the MACs.")
     notes.append(
-        "Time: a few steps on this machine as it is now, times the steps of the run; without the "
-        "start of each process. Early stopping and pruning would shorten it."
+        "Time: a few steps on this machine as it is now, times the steps of the run. Early "
+        "stopping and pruning would shorten it."
     )
     return seconds
 
