@@ -121,9 +121,7 @@ def plan(study: Study, *, timed: bool = True) -> Plan:
             "A search samples its trials; each row but the first has a value of its own, and the "
             "first one's for the rest."
         )
-    published = (
-        {n: arm.published for n, arm in study.ablation.arms.items()} if study.ablation else {}
-    )
+    arms = study.ablation.arms if study.ablation else {}
     rows = [
         Row(
             name=each.point.name,
