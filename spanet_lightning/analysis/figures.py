@@ -191,16 +191,20 @@ def save(folder: Path, name: str, figure: Figure) -> list[Path]:
     written = [save_data(folder / f"{name}.npz", figure)]
     if figure.table:
         written.append(write_csv(folder / f"{name}.csv", figure.table))
-    for suffix in ("svg", "png"):
-        written.append(folder / f"{name}.{suffix}")
-        _render(figure, written[-1], suffix)
+    with _styled():
+        drawn = draw(figure)
+        for suffix in ("svg", "png"):
+            written.append(folder / f"{name}.{suffix}")
+            _write(drawn, written[-1], suffix)
+            drawn.set_layout_engine("none")  # computed once, which takes longer than drawing
     return written
 
 
 def picture(figure: Figure) -> Image.Image:
     """Return a figure as an RGB image in memory."""
     buffer = io.BytesIO()
-    _render(figure, buffer, "png")
+    with _styled():
+        _write(draw(figure), buffer, "png")
     return Image.open(buffer).convert("RGB")
 
 
@@ -277,14 +281,11 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def _render(figure: Figure, to: Path | io.BytesIO, suffix: str) -> None:
+def _write(drawn: Any, to: Path | io.BytesIO, suffix: str) -> None:
     metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-    with _styled():
-        # Tight: the layout leaves no space for the labels of images, which have no ticks.
-        drawn = draw(figure)
-        drawn.savefig(
-            to, format=suffix, dpi=110, metadata=metadata, bbox_inches="tight", pad_inches=0.05
-        )
+    # Tight: the layout leaves no space for the labels of images, which have no ticks.
+    options = {"bbox_inches": "tight", "pad_inches": 0.05, "metadata": metadata}
+    drawn.savefig(to, format=suffix, dpi=110, **options)
 
 
 def draw(figure: Figure) -> Any:
