@@ -40,8 +40,9 @@ def console(least: int = 0) -> Console:
 
 
 def macs(cost: ModelCost) -> str:
-    """Write a model's MACs for one image in a readable unit, those of its spectra apart."""
-    return f"{scaled(cost.macs)} and {scaled(cost.spectral_macs)} of spectral operators, an image"
+    """Write a model's MACs per image in a readable unit, those of its spectral filters apart."""
+    spectral = f", {scaled(cost.spectral_macs)} in spectral filters" if cost.spectral_macs else ""
+    return f"{scaled(cost.macs)} per image{spectral}"
 
 
 def scaled(number: int) -> str:

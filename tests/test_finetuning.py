@@ -74,7 +74,7 @@ def test_resuming_at_another_size_or_with_other_classes_names_the_way_out(
     assert "filters for images of 32 px, the configured model for 48 px" in error
     assert f"--model.weights={RUN}" in error
     own = ["test", "--config", str(RECIPE), f"--data.root={images(Path('own'))}",
-           "--trainer.logger=false", "--model.weights=null", "--model.backbone.variant=test",
+           "--trainer.logger=false", "--model.backbone.variant=test",
            "--model.backbone.img_size=32", "--data.image_size=32",
            "--data.num_workers=0"]  # fmt: skip
     error = refused([*own, f"--ckpt_path={RUN}"], capsys)

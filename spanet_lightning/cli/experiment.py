@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -87,6 +88,9 @@ class Experiment(CommandLine):
         """
         if self.subcommand != "fit":
             evaluated.set(checkpoints.info_in(self._get(self.config, "ckpt_path")))
+        self.configured = self.config
+        if self._get(self.config, "ckpt_path") is not None:
+            self.config = self._without_initial_weights()
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -103,6 +107,7 @@ class Experiment(CommandLine):
             ConfigError: If the trainer refuses its arguments.
             CheckpointError: If `ckpt_path` can't be resumed from.
         """
+        self.config = self.configured
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         check_channels(self.model, self.datamodule)
         # Lightning finds this one out by dividing by it.
@@ -150,6 +155,22 @@ class Experiment(CommandLine):
         if not config["barebones"]:
             trainer.callbacks.append(self.interruption)  # type: ignore[attr-defined]
         return trainer
+
+    def _without_initial_weights(self) -> Namespace:
+        """Return the configuration of a model whose weights all come from a checkpoint.
+
+        The file, or the download, that training once began from may not be here any more.
+        """
+        config = self.config.clone()
+        model = self._get(config, "model")["init_args"]
+        for key in ("weights", "weights_set"):
+            if key in model:
+                model[key] = None
+        backbone = model.get("backbone")
+        arguments = backbone.get("init_args") if isinstance(backbone, Namespace) else None
+        if arguments is not None and "pretrained" in arguments:
+            arguments["pretrained"] = False
+        return config
 
     def _resume(self, root: Path) -> resume.Resume:
         """Return what the run goes on from, once that fits the model and the configuration.
