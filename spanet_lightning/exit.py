@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -49,6 +51,9 @@ def closed_pipe_allowed() -> Iterator[None]:
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the process with one line on stderr where a user's error comes up; leave bugs alone."""
+    # The interpreter's last collection would visit all of torch, lightning and mlflow: two seconds.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     try:
         yield
     except Exception as error:

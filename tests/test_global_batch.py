@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from spanet_lightning import cli
-from spanet_lightning.callbacks.global_batch import GlobalBatch, share
+from spanet_lightning.callbacks.global_batch import GlobalBatch, split
 from spanet_lightning.errors import ConfigError
 from tests.helpers import UNTRACKED, refused
 
@@ -28,7 +28,7 @@ from tests.helpers import UNTRACKED, refused
 def test_images_are_shared_out_exactly(
     images: int, devices: int, at_most: int, expected: tuple[int, int, int]
 ) -> None:
-    found = share(images, devices, at_most)
+    found = split(images, devices, at_most)
     assert found == GlobalBatch(*expected)
     assert found.images == images
 
@@ -37,7 +37,7 @@ def test_every_share_is_exact_and_the_largest() -> None:
     for images in range(1, 65):
         for devices in (d for d in range(1, 9) if images % d == 0):
             for at_most in range(1, 20):
-                found = share(images, devices, at_most)
+                found = split(images, devices, at_most)
                 assert found.images == images
                 assert found.per_device <= at_most
                 larger = range(found.per_device + 1, at_most + 1)
@@ -47,12 +47,12 @@ def test_every_share_is_exact_and_the_largest() -> None:
 @pytest.mark.parametrize(("images", "devices"), [(10, 4), (3, 4), (0, 1), (-4, 2)])
 def test_what_cannot_be_shared_out_is_refused(images: int, devices: int) -> None:
     with pytest.raises(ConfigError, match=rf"^global_batch_size: got {images}, expected"):
-        share(images, devices, 8)
+        split(images, devices, 8)
 
 
 def test_the_line_says_what_follows() -> None:
-    assert str(share(1024, 8, 64)) == "global batch 1024 = 8 devices x 64 images x 2 accumulated"
-    assert str(share(2, 1, 1)) == "global batch 2 = 1 device x 1 image x 2 accumulated"
+    assert str(split(1024, 8, 64)) == "global batch 1024 = 8 devices x 64 images x 2 accumulated"
+    assert str(split(2, 1, 1)) == "global batch 2 = 1 device x 1 image x 2 accumulated"
 
 
 def fit(*args: str) -> cli.Experiment:

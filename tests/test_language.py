@@ -45,11 +45,7 @@ INSTEAD = {
 KNOWN = {
     "spanet_lightning/backbones/spanet.py",
     "spanet_lightning/backbones/spanetv2.py",
-    "spanet_lightning/callbacks/global_batch.py",
-    "spanet_lightning/callbacks/nan_guard.py",
-    "spanet_lightning/callbacks/run_record.py",
     "spanet_lightning/cli/configs.py",
-    "spanet_lightning/cli/resume.py",
     "spanet_lightning/data/digits.py",
     "spanet_lightning/data/draws.py",
     "spanet_lightning/data/orientation.py",

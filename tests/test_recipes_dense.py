@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, Trainer
 
 import spanet_lightning
-from spanet_lightning.callbacks.global_batch import GlobalBatch, share
+from spanet_lightning.callbacks.global_batch import GlobalBatch, split
 from spanet_lightning.tasks import Task
 from spanet_lightning.tasks.optim import LayerDecay, OptimizerConfig, ScheduleConfig
 
@@ -98,7 +98,7 @@ def test_coco_recipe(name: str) -> None:
     assert trainer.precision == ("16-mixed" if v2 else None)
     assert (trainer.accumulate_grad_batches, trainer.gradient_clip_val) == (1, None)
     assert data.batch_size == batch
-    assert share(config.global_batch_size, 4, data.batch_size) == GlobalBatch(4, batch, accumulate)
+    assert split(config.global_batch_size, 4, data.batch_size) == GlobalBatch(4, batch, accumulate)
     assert data.augmentation == ("multi_scale_crop" if v2 else "flip")
     assert data.masks == (head != "RetinaNet")
     assert (data.long_side, data.short_side, data.keep_empty) == (1333, 800, False)
@@ -123,7 +123,7 @@ def test_ade20k_recipe(name: str) -> None:
     upernet = layers is not None
     assert task.head.class_path.endswith(".UPerNet" if upernet else ".SemanticFPN")
     assert (trainer.devices, trainer.strategy) == (1, "auto")
-    assert share(config.global_batch_size, 4, data.batch_size) == GlobalBatch(4, batch, 1)
+    assert split(config.global_batch_size, 4, data.batch_size) == GlobalBatch(4, batch, 1)
     assert (trainer.max_steps, trainer.max_epochs) == (steps, -1)
     assert trainer.precision == ("16-mixed" if "spanetv2" in name else None)
     assert trainer.accumulate_grad_batches == 1

@@ -1,4 +1,4 @@
-"""What a run says of the samples that it leaves out: a file, a count, a line an epoch."""
+"""Reports the samples that a run skips: a file, a count, one line per epoch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from spanet_lightning.data.bad_samples import FILE, BadSamples
 from spanet_lightning.run_dir import write_text
 
 METRIC = "data/bad_samples"
-"""Logged once for each split, as `data/bad_samples/SPLIT`: how many of it are left out."""
+"""Logged once per split, as `data/bad_samples/SPLIT`: how many samples are skipped."""
 
 
-def left_out(data: LightningDataModule | None, record: RunRecord) -> list[Callback]:
-    """Return the callback of a data module that leaves samples out; none for any other.
+def skipped_samples(data: LightningDataModule | None, record: RunRecord) -> list[Callback]:
+    """Return the callback of a data module that skips samples; none for any other.
 
     Args:
         data: The data module.
         record: Knows the folder of the run.
     """
-    found = getattr(data, "bad_samples", None)
-    return [LeftOut(found, record)] if isinstance(found, BadSamples) and found.skips else []
+    samples = getattr(data, "bad_samples", None)
+    return (
+        [SkippedSamples(samples, record)]
+        if isinstance(samples, BadSamples) and samples.skips
+        else []
+    )
 
 
-class LeftOut(Callback):
-    """Lists the samples that are left out in the run's folder and its tracker, and says how many.
+class SkippedSamples(Callback):
+    """Lists the skipped samples in the run's folder and its tracker, and prints how many.
 
     Args:
-        samples: Which were found.
+        samples: What the check of the data found.
         record: Knows the folder of the run; comes before this in the trainer's callbacks.
     """
 
@@ -46,22 +50,22 @@ class LeftOut(Callback):
         self._list(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many are left out: no figure of an epoch should be read without."""
+        """Print how many are skipped: no metric of an epoch should be read without."""
         rank_zero_info(self.samples.line())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it of a validation that is no part of a training."""
+        """Print it for a validation outside of training."""
         if trainer.state.fn == "validate":
             self._list(trainer)
             rank_zero_info(self.samples.line())
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it of a test."""
+        """Print it for a test."""
         self._list(trainer)
         rank_zero_info(self.samples.line())
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it of a prediction, of images whose split was looked at."""
+        """Print it for a prediction, where its split was checked."""
         if self.samples.found:
             rank_zero_info(self.samples.line())
 

@@ -1,8 +1,7 @@
-"""The images of one optimizer step, whatever the devices: `global_batch` of a configuration.
+"""The global batch size: images per optimizer step, on however many devices.
 
-A recipe's learning rate, schedule and number of steps hold for one batch size. What a machine can
-take at once is another matter, so the recipe states the first, and how many images a device takes
-and how many batches are accumulated follow from the devices that are there.
+A recipe's learning rate, schedule and number of steps hold for one batch size, which it states as
+`global_batch_size`. Images per device and accumulated batches follow from the devices.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from spanet_lightning.errors import invalid
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """How the images of one optimizer step are shared out.
+    """How a global batch is split.
 
     Attributes:
-        devices: Processes that train, on all nodes.
-        per_device: Images that one of them takes at once.
-        accumulated: Batches between two updates of the weights.
+        devices: Training processes, on all nodes.
+        per_device: Images per device and batch.
+        accumulated: Batches per optimizer step.
     """
 
     devices: int
@@ -52,16 +51,16 @@ class GlobalBatch:
         }
 
 
-def share(images: int, devices: int, at_most: int) -> GlobalBatch:
-    """Share the images of a step out: as many at once as fit, in batches that are all alike.
+def split(images: int, devices: int, at_most: int) -> GlobalBatch:
+    """Split a global batch: as many images at once as fit, in batches of equal size.
 
     Args:
-        images: Of one optimizer step.
-        devices: That train.
+        images: Images per optimizer step.
+        devices: Training processes.
         at_most: Images that a device takes at once.
 
     Raises:
-        ConfigError: If the images can't be shared out evenly.
+        ConfigError: If they can't be split evenly.
     """
     if images < 1:
         raise invalid("global_batch_size", images, "at least 1 image, or null")
@@ -77,18 +76,18 @@ def share(images: int, devices: int, at_most: int) -> GlobalBatch:
 
 
 def apply(images: int, trainer: Trainer, data: LightningDataModule) -> GlobalBatch:
-    """Set the batch of a device and the accumulation of a run that is about to begin.
+    """Set batch size and accumulation of a run that is about to begin.
 
-    `trainer.val_check_interval` counts batches for Lightning; a whole number of them is taken as
-    optimizer steps here, or validation would come at another time with other devices.
+    An integer `trainer.val_check_interval`, which counts batches in Lightning, counts optimizer
+    steps here, or the moment of validation would depend on the devices.
 
     Args:
-        images: Of one optimizer step.
-        trainer: Built, not yet running.
-        data: Its `batch_size` is the most that a device takes at once, and is replaced.
+        images: Images per optimizer step.
+        trainer: Of the run.
+        data: Its `batch_size`, the most images per device, is replaced.
 
     Raises:
-        ConfigError: If the images can't be shared out, or the configuration says otherwise.
+        ConfigError: If they can't be split, or the configuration states the accumulation too.
     """
     if trainer.accumulate_grad_batches != 1:
         accepts = "1 (leave it out): global_batch derives it"
@@ -96,7 +95,7 @@ def apply(images: int, trainer: Trainer, data: LightningDataModule) -> GlobalBat
     at_most: Any = getattr(data, "batch_size", None)
     if not isinstance(at_most, int):
         raise invalid("global_batch_size", images, "null: the data does not tell its batch_size")
-    found = share(images, trainer.num_devices * trainer.num_nodes, at_most)
+    found = split(images, trainer.num_devices * trainer.num_nodes, at_most)
     data.batch_size = found.per_device  # type: ignore[attr-defined]
     trainer.accumulate_grad_batches = found.accumulated
     if isinstance(trainer.val_check_interval, int):
@@ -105,14 +104,13 @@ def apply(images: int, trainer: Trainer, data: LightningDataModule) -> GlobalBat
 
 
 class WholeSteps(Callback):
-    """Says how the batch is shared out, and ends each epoch with its last whole optimizer step.
+    """Ends each epoch with its last whole optimizer step, and prints how the batch is split.
 
-    Lightning takes a last step from whatever batches are left over, with gradients that are too
-    small for them; how many are left depends on the devices. Data that doesn't tell its length is
-    read to its end.
+    Lightning takes one more step from the remaining batches, with gradients that are too small; how
+    many remain depends on the devices. Data without a length is read to its end.
 
     Args:
-        batch: The images of a step.
+        batch: The global batch.
     """
 
     def __init__(self, batch: GlobalBatch) -> None:

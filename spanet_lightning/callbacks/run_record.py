@@ -25,16 +25,16 @@ from spanet_lightning.tracking import provenance
 class RunRecord(Callback):
     """Reserves the folder of a run, saves the configuration there and with the tracker.
 
-    All of it happens when the first step is about to be taken, or the first batch evaluated. By
-    then the data has been found and the checkpoint read: whatever a user got wrong has come up,
-    and leaves no trace on disk.
+    All of it happens right before the first step or the first evaluated batch. By then the data has
+    been opened and the checkpoint read: whatever a user got wrong has been refused, and leaves
+    nothing on disk.
 
     Args:
         folder: Wanted folder; where it is taken, a number is added to its name.
         config: The resolved configuration as YAML.
         params: The configuration by dotted keys, and what the model costs.
         checkpoints: The checkpoint callbacks that save into the folder.
-        look: Looks at code, machine and data, once all are known.
+        provenance_of: Describes code, machine and data, once all are known.
         resumed: Whether the folder is that of the run that is resumed, and so is used as it is.
         named: Whether the run has to have this very folder: its next attempt looks there.
 
@@ -48,7 +48,7 @@ class RunRecord(Callback):
         config: str,
         params: Mapping[str, Any],
         checkpoints: Sequence[ModelCheckpoint] = (),
-        look: Callable[[Trainer], provenance.Provenance] | None = None,
+        provenance_of: Callable[[Trainer], provenance.Provenance] | None = None,
         resumed: bool = False,
         named: bool = False,
     ) -> None:
@@ -56,7 +56,7 @@ class RunRecord(Callback):
         self.config = config
         self.params = params
         self.checkpoints = checkpoints
-        self.look = look
+        self.provenance_of = provenance_of
         self.resumed = resumed
         self._recorded = False
         self.named = named
@@ -110,9 +110,9 @@ class RunRecord(Callback):
             for logger in _trackers(trainer):  # of a run that has no folder
                 logger.set_folder(self.folder.parent / ".tracking" / uuid.uuid4().hex)
             file = RESUMED_FILE if self.resumed else CONFIG_FILE
-            # First: a name that the run is given wins over one that it has by itself.
-            if self.look is not None and _trackers(trainer):
-                known = self.look(trainer)
+            # First: a name that the run is given overrides its own.
+            if self.provenance_of is not None and _trackers(trainer):
+                known = self.provenance_of(trainer)
                 provenance.record(trainer.loggers, known, resumed=self.resumed)
             tracking.record(trainer.loggers, self.params, self.config, tags, file)
         self._recorded = True
@@ -120,7 +120,7 @@ class RunRecord(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Tell the tracker what ends the run; Lightning tells it only that something does."""
+        """Record what ends the run; Lightning passes only that it failed."""
         self._release()
         if trainer.is_global_zero:
             for logger in _trackers(trainer):
@@ -129,7 +129,7 @@ class RunRecord(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run whose folder was moved know its best checkpoint still.
+        """Keep the best checkpoint of a run whose folder was moved.
 
         Without its score Lightning would take the next epoch for the best, and overwrite the file.
         """
@@ -140,7 +140,7 @@ class RunRecord(Callback):
                 states[callback.state_key] = _moved(state, str(callback.dirpath))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the folder to whoever goes on with the run."""
+        """Unlock the folder."""
         self._release()
 
     def _claim(self) -> Path:
@@ -171,7 +171,7 @@ class RunRecord(Callback):
             self._lock = None
 
     def _remove_new_folder(self) -> None:
-        """Leave no trace of a run that was refused before its first step."""
+        """Remove the new folder of a run that was refused before its first step."""
         self._release()
         if not self.resumed and self._created:
             (self.folder / run_dir.LOCK_FILE).unlink(missing_ok=True)

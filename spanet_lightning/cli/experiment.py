@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from spanet_lightning import summary, tracking
 from spanet_lightning.backbones import Backbone
 from spanet_lightning.callbacks import global_batch, lost_process
-from spanet_lightning.callbacks.bad_samples import left_out
+from spanet_lightning.callbacks.bad_samples import skipped_samples
 from spanet_lightning.callbacks.compute import Compute
 from spanet_lightning.callbacks.defaults import default_callbacks, tracked
 from spanet_lightning.callbacks.monitors import MonitorCheck
@@ -134,7 +134,7 @@ class Experiment(CommandLine):
         if not (config["fast_dev_run"] or config["barebones"]):
             self.record = self._record(config, callbacks, going_on)
             callbacks.append(self.record)
-            callbacks += left_out(self.datamodule, self.record)
+            callbacks += skipped_samples(self.datamodule, self.record)
             loggers = config["logger"]
             loggers = loggers if isinstance(loggers, list) else [loggers]
             in_mlflow = any(isinstance(one, tracking.MLflowLogger) for one in loggers)
@@ -266,7 +266,7 @@ class Experiment(CommandLine):
             folder,
             config=self._config_text(),
             params=self._params(),
-            look=self.provenance,
+            provenance_of=self.provenance,
             checkpoints=[
                 callback
                 for callback in callbacks

@@ -1,4 +1,4 @@
-"""What a run goes on from, and whether it is still the same run."""
+"""What a run resumes from, and whether it is still the same run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from spanet_lightning.run_dir import CONFIG_FILE, RESUMED_FILE
 
 Mode = Literal["auto", "must", "never"]
 
-# What says where a run is, how long, on what and how it is watched: a key or all below it. All
-# else has a say in what is learned.
+# Keys, with all below them, that do not affect what is learned: where a run is, how long, on what
+# and how it is monitored.
 _ASIDE = (
     "ckpt_path",
     "resume",
@@ -68,8 +68,8 @@ _ASIDE = (
     "data.predict_root",
     "model.weights",  # what it began from: the checkpoint has what became of it
 )
-# Of those, what a user may want to be told: the schedule spans the new length, sums are rounded
-# another way on another number of devices.
+# Of those, what is reported: the schedule spans the new length, and sums are rounded differently on
+# another number of devices.
 _TOLD = (
     "compute.",
     "trainer.max_",
@@ -86,12 +86,12 @@ _REPLACED = ("--ckpt_path", "--resume", "--name", "--allow_changes", "--resume_f
 
 @dataclass(frozen=True)
 class Resume:
-    """What a run begins with.
+    """What a run starts from.
 
     Attributes:
-        checkpoint: The checkpoint to go on from; None begins anew.
-        folder: Folder of the run that goes on; None reserves a new one.
-        says: A line for the user; "" is none.
+        checkpoint: The checkpoint to resume from; None starts fresh.
+        folder: Folder of the resumed run; None reserves a new one.
+        says: A line for the user; may be empty.
     """
 
     checkpoint: str | None = None
@@ -100,10 +100,10 @@ class Resume:
 
 
 def choose(mode: Mode, folder: Path, *, fallback: bool = False) -> Resume:
-    """Choose what a run goes on from.
+    """Choose what a run resumes from.
 
     Args:
-        mode: "must" and "auto" go on in the folder; "never" does not look there.
+        mode: "must" and "auto" resume in the folder; "never" ignores it.
         folder: The run's own folder.
         fallback: Whether to take the next checkpoint where the last one is damaged.
 
@@ -153,7 +153,7 @@ def choose(mode: Mode, folder: Path, *, fallback: bool = False) -> Resume:
 
 
 def check_root(root: Path) -> None:
-    """Refuse a folder of runs with a file that Lightning would go on from without being asked.
+    """Refuse a folder of runs with a file that Lightning would resume from without being asked.
 
     Under SLURM it takes `hpc_ckpt_N.ckpt`, whatever run that is of, for a run that begins.
 
@@ -166,8 +166,8 @@ def check_root(root: Path) -> None:
     there = sorted(root.glob("hpc_ckpt_*.ckpt")) if SLURMEnvironment.detect() else []
     if there:
         accepts = (
-            f"a folder without {there[0].name}, which Lightning would go on from under SLURM; move "
-            "it away, or give it as ckpt_path"
+            f"a folder without {there[0].name}, which Lightning would resume from under SLURM; "
+            "move it away, or give it as ckpt_path"
         )
         raise invalid("trainer.default_root_dir", str(root), accepts)
 
@@ -182,7 +182,7 @@ def offer(found: checkpoints.CheckpointInfo) -> str:
 
 
 def compare(source: Path, now: Mapping[str, Any], *, allowed: bool) -> list[str]:
-    """Compare the configuration of a run with the one that it would go on with.
+    """Compare the configuration of a run with the one that it would resume with.
 
     Args:
         source: Folder that the checkpoint is in; without a configuration there, nothing is
@@ -246,7 +246,7 @@ def _shown(key: str, config: Mapping[str, Any]) -> str:
 
 
 def command(args: Sequence[str], name: str) -> str:
-    """Return the command line that goes on with a run.
+    """Return the command line that resumes a run.
 
     Args:
         args: The one that began it.
