@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from spanet_lightning import broken
+from spanet_lightning import import_errors
 from spanet_lightning._version import __version__
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with broken.named():
+    with import_errors.explained():
         return getattr(importlib.import_module(LAZY[name]), name)
 
 

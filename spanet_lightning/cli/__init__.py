@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from spanet_lightning import broken
+from spanet_lightning import import_errors
 from spanet_lightning.exit import closed_pipe_allowed, exit_on_user_error
 from spanet_lightning.tracking.addresses import accept_typed
 
@@ -62,7 +62,7 @@ def run(args: Sequence[str], show_results: bool = True) -> Experiment:
     arguments = Arguments.parse(args)
     gc.disable()  # what torch and lightning create as they are imported stays: a second less
     try:
-        with broken.named():
+        with import_errors.explained():
             from spanet_lightning.cli.experiment import Experiment
     finally:
         gc.enable()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from spanet_lightning import __version__, broken
+from spanet_lightning import __version__, import_errors
 from spanet_lightning.cli import config_files
 from spanet_lightning.errors import ConfigError, did_you_mean, invalid_choice
 from spanet_lightning.exit import closed_pipe_allowed, exit_on_user_error
@@ -106,13 +106,13 @@ def run(args: Sequence[str]) -> None:
         hint = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     known.overrides = unknown
-    with closed_pipe_allowed(), broken.named():
+    with closed_pipe_allowed(), import_errors.explained():
         module.run(known)
 
 
 def _parser(name: str) -> tuple[Any, OneLineParser]:
     """Return the module of a subcommand, and its parser."""
-    with broken.named():
+    with import_errors.explained():
         module = importlib.import_module(f"spanet_lightning.cli.{COMMANDS[name].module}")
     parser = OneLineParser(
         prog=f"spanet {name}",

@@ -11,6 +11,7 @@ _ALWAYS_SAID = (
     "TPU available",
     "HPU available",
     "Seed set to",
+    "Restoring states from",  # the next line names the checkpoint again
     "Trainer already configured with model summary",
 )
 

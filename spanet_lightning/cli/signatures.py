@@ -63,14 +63,12 @@ class Signature:
         summary: First paragraph of its docstring.
         parameters: Its arguments.
         open: Whether it takes arguments that it does not name.
-        group: Whether it is a dataclass.
     """
 
     path: str
     summary: str
     parameters: dict[str, Parameter]
     open: bool
-    group: bool
 
     @property
     def name(self) -> str:
@@ -177,7 +175,7 @@ def _signature(module_name: str, name: str) -> Signature:
         parameters = dict(first.parameters) if first else {}
         is_open = unread if first is None else first.open
     summary = " ".join(text.split("\n\n")[0].split())
-    return Signature(f"{module.name}.{node.name}", summary, parameters, is_open, group)
+    return Signature(f"{module.name}.{node.name}", summary, parameters, is_open)
 
 
 def _arguments(

@@ -18,7 +18,7 @@ class BrokenPackageError(SpanetError, ImportError):
 
 
 @contextmanager
-def named() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn what another package raises while it is imported into the user's error.
 
     Raises:
