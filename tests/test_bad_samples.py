@@ -28,7 +28,8 @@ from spanet_lightning.data import (
 from spanet_lightning.data.bad_samples import FILE
 from spanet_lightning.data.check import Measured, measured
 from spanet_lightning.data.faults import SampleError, UnreadableImageError
-from spanet_lightning.data.images import read_image, read_mask
+from spanet_lightning.data.images import read_image
+from spanet_lightning.data.masks import read_codes
 from spanet_lightning.errors import ConfigError, DataError
 from tests import dense_sets
 from tests.helpers import UNTRACKED, images, refused
@@ -112,7 +113,7 @@ def test_every_reader_refuses_what_it_can_not_use(
     assert says in fault.detail
     if says not in ("floats", "integers of 32 bits"):
         with pytest.raises(SampleError, match="index 3"):
-            read_mask(path, 3)
+            read_codes(path, by_colour=False, index=3)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -37,6 +37,7 @@ def sets() -> None:
         file.rename(file.with_name(f"{split}.json"))
     dense_sets.masks(Path("streets"))
     images(Path("pets"))
+    app.main(["init", "shop"])
 
 
 def plant() -> None:
@@ -59,6 +60,11 @@ def plant() -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_commands_are_accepted(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     program, *arguments = command
+    capsys.readouterr()
+    if arguments[0] == "init":
+        app.main([*arguments, "--force"])
+        assert "Wrote shop.yaml, for detection" in capsys.readouterr().out
+        return
     if program == "spanet":
         app.main(arguments)  # on a set without fault, which exits with 0
         assert "No faults." in capsys.readouterr().out
@@ -78,6 +84,7 @@ def test_commands_are_accepted(command: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.usefixtures("sets")
 def test_the_check_prints_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
     plant()
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         app.main(["data", "check", "shop"])
     printed = [line.rstrip() for line in capsys.readouterr().out.strip().splitlines()]

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spanet_lightning.data.decode import opened, rgb
-from spanet_lightning.data.faults import Fault, UnreadableImageError
+from spanet_lightning.data.faults import Fault
+from spanet_lightning.data.images import unreadable
 from spanet_lightning.data.listing import Listing, is_listed, natural_order
 from spanet_lightning.errors import DataError, SpanetError, did_you_mean
 
@@ -216,8 +217,5 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             raise
         except Exception as error:  # a decoder of broken bytes raises anything
             path = self.reader.filename(index, absolute=True)
-            reason = " ".join(str(error).split()) or type(error).__name__
             number = getattr(self.reader, "numbers", range(index + 1))[index]
-            raise UnreadableImageError(
-                f"image {path} (index {number}): {reason}; expected an image that Pillow can decode"
-            ) from error
+            raise unreadable("image", path, number, error) from error

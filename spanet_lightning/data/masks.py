@@ -17,7 +17,8 @@ from torch import Tensor
 from spanet_lightning.data import class_lists
 from spanet_lightning.data.class_lists import Colour
 from spanet_lightning.data.decode import opened
-from spanet_lightning.data.faults import SampleError, UnreadableImageError
+from spanet_lightning.data.faults import SampleError
+from spanet_lightning.data.images import unreadable
 from spanet_lightning.data.transforms import IGNORED
 from spanet_lightning.errors import DataError, SpanetError
 
@@ -109,13 +110,8 @@ def read_codes(
                 pixels = np.asarray(image).astype(np.int64)
     except SpanetError:
         raise
-    except FileNotFoundError as error:
-        raise UnreadableImageError(f"mask {path}{_at(index)}: there is no such file") from error
     except Exception as error:  # a decoder of broken bytes raises anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(
-            f"mask {path}{_at(index)}: {reason}; expected an image that Pillow decodes"
-        ) from error
+        raise unreadable("mask", path, index, error) from error
     colours: list[Colour] | None = None
     if palette is not None:
         colours = list(zip(palette[::3], palette[1::3], palette[2::3], strict=True))

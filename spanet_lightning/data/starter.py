@@ -81,6 +81,7 @@ def write_starter(
         "#",
         "# Every key can be set on the command line: --trainer.max_epochs=10. Published recipes",
         "# are in configs/; weights to start from go to model.weights.",
+        yaml.safe_dump({"name": Path(name).stem}, allow_unicode=True).strip(),
         "seed_everything: 0",
         "trainer:",
         f"  max_epochs: {fit.epochs}",
