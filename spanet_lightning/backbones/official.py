@@ -503,9 +503,9 @@ def _resize(
             value = resize_logits(value, *after[-2:])
             if before[-2:] != after[-2:]:
                 stride = 4 << int(key.partition("stages.")[2][0])
-                adapted[key] = (
-                    f"SRF logits resized from {before[1] * stride} to {after[1] * stride} px"
-                )
+                sides = f"from {before[1] * stride} to {after[1] * stride} px"
+                # Those of the finest stage: later ones are rounded up to whole cells.
+                adapted[key] = next(iter(adapted.values()), f"SRF logits resized {sides}")
         elif key in state and value.ndim == 2 and state[key].ndim == 4:
             value = value[..., None, None]
         out[key] = value
