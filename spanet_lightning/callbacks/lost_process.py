@@ -1,8 +1,8 @@
 """One line for a run that ends because another of its processes did.
 
 Lightning ends all processes that it has started once one has failed (torchrun and SLURM do so
-themselves), but it looks every five seconds; until then the others raise errors of a broken
-connection, which say nothing of the cause. This says which process was lost.
+themselves), but it checks every five seconds; until then the others raise errors of a broken
+connection, which do not name the cause. This names the process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _parent = os.getppid()
 class LostProcessError(SpanetError, RuntimeError):
     """Another process of the run has ended, which this one depends on."""
 
-    shown = True  # on stderr, where it was found
+    shown = True  # on stderr, as soon as it is known
 
 
 def cause(error: BaseException, trainer: Trainer) -> BaseException:

@@ -1,7 +1,7 @@
-"""Ends a run that is told to by a signal: after a whole step, with a checkpoint of it.
+"""Ends a run on a signal: after a whole optimizer step, with a checkpoint.
 
 SIGTERM and SIGINT (Ctrl-C) end it, and so does the signal by which SLURM announces the end of a
-job's time, SIGUSR1 or whatever `SLURMEnvironment` was told. A second Ctrl-C leaves at once.
+job's time: SIGUSR1, or what `SLURMEnvironment` states. A second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Interrupted(SIGTERMException):
 
 
 class Interruption(Callback):
-    """Collects signals, and acts on them where a run can be resumed from.
+    """Collects signals, and acts on them where the run can resume exactly.
 
     Attributes:
-        number: The signal that came first; 0 is none.
+        number: The first signal received; 0 is none.
         announced_by: SLURM's signal that the time of a job ends; 0 outside of SLURM.
     """
 
@@ -65,7 +65,7 @@ class Interruption(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals of this process, and give them back afterwards."""
+        """Handle the signals of this process, and restore their handlers afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -103,7 +103,7 @@ class Interruption(Callback):
             _say(f"{name_of(number)}: ends after this step, with a checkpoint{more}")
 
     def _in_copy(self, number: int) -> None:
-        """Be a process that loads data: the main one ends it, and needs its batch until then.
+        """Ignore all but SIGTERM in a data worker, whose batch the main process still needs.
 
         A terminal and SLURM send their signals to all processes of a job.
         """
@@ -113,7 +113,7 @@ class Interruption(Callback):
     # -- where a run can end
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over from Lightning what it does on SLURM's signal.
+        """Replace what Lightning does on SLURM's signal.
 
         It saves within the handler, in the middle of a step, to a file that the runs of a folder
         share, and resumes from that without being asked.
@@ -125,7 +125,7 @@ class Interruption(Callback):
         self._listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a signal waits for the end of a step."""
+        """Let signals wait for the end of a step from now on."""
         self._listen()  # Lightning has put its own handler before ours
         # Ours asks all processes, at the same cost; Lightning's only ever asks the first one.
         if hasattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"):
@@ -141,9 +141,9 @@ class Interruption(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save and end the run, where a signal has come and the optimizer has made its step.
+        """Save and end the run if a signal was received and the optimizer has taken its step.
 
-        A validation that would follow is done when the run goes on.
+        A validation that would follow is done when the run resumes.
 
         Raises:
             Interrupted: In all processes alike.
@@ -163,18 +163,18 @@ class Interruption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save and end the run amid a validation, which is begun anew when the run goes on.
+        """Save and end the run amid a validation, which is repeated when the run resumes.
 
         Not with several processes, whose validations may differ in length.
 
         Raises:
-            Interrupted: If a signal has come.
+            Interrupted: If a signal was received.
         """
         if self._training and trainer.world_size == 1 and self.number:
             raise Interrupted(self.number, self._save(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a run that was told to since its last step.
+        """End a run that received a signal since its last step.
 
         Raises:
             Interrupted: In all processes alike.
@@ -183,7 +183,7 @@ class Interruption(Callback):
             raise Interrupted(self.number, self._save(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a run that was told to during its last epoch.
+        """End a run that received a signal during its last epoch.
 
         Raises:
             Interrupted: In all processes alike.
@@ -196,7 +196,7 @@ class Interruption(Callback):
             raise Interrupted(self.number, last)
 
     def _asked(self, trainer: Trainer) -> bool:
-        """Whether any process was told to end; all learn it at the same step."""
+        """Return whether any process received a signal, in all of them at the same step."""
         if trainer.world_size == 1:
             return bool(self.number)
         if trainer.strategy.reduce_boolean_decision(bool(self.number), all=False):
@@ -204,7 +204,7 @@ class Interruption(Callback):
         return bool(self.number)
 
     def _save(self, trainer: Trainer) -> Path | None:
-        """Save as the last checkpoint of the run, where it saves any."""
+        """Save `last.ckpt`, unless the run saves no checkpoints."""
         saver = _saver(trainer)
         if saver is None or saver.dirpath is None:
             return None
@@ -215,7 +215,7 @@ class Interruption(Callback):
 
 
 def name_of(number: int) -> str:
-    """Return how a signal is called: "SIGTERM".
+    """Return the name of a signal: "SIGTERM".
 
     Args:
         number: The signal.

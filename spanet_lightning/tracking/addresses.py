@@ -1,4 +1,4 @@
-"""Addresses of stores, and how they are shown and kept: without what is secret in them."""
+"""Addresses of stores: shown and stored without their credentials."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What exactly a run was: code, command, packages, hardware, data, cost.
+"""Provenance of a run: code, command, packages, hardware, data, cost.
 
-Three kinds of record, each for what MLflow is good at. **Tags** (`study`, `arm`, `seed`, `task`,
-`backbone`, `dataset`, `commit`, …) are columns to filter, group and compare by. **Parameters** are
-the resolved configuration by dotted keys. **Artifacts** repeat the run: `config.yaml`, and under
-`provenance/` a machine-readable account, the versions of all packages, and what differed from the
-commit.
+**Tags** (`study`, `arm`, `seed`, `task`, `backbone`, `dataset`, `commit`, …) are columns to filter,
+group and compare by. **Parameters** are the resolved configuration by dotted keys. **Artifacts**
+repeat the run: `config.yaml`, and under `provenance/` a machine-readable summary, the versions of
+all packages, and what differed from the commit.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from spanet_lightning.tracking.logger import MLflowLogger
 PACKAGES = "provenance/requirements.txt"
 DIFF = "provenance/changes.diff"
 CONFIG = "config.yaml"
-LONGEST_DIFF = 1_000_000  # characters of a diff that are kept
+LONGEST_DIFF = 1_000_000  # characters of a diff that are recorded
 # What results depend on beside torch and what is near it.
 _DECISIVE = ("lightning", "torchmetrics", "scikit_learn", "jsonargparse")
 
@@ -103,7 +102,7 @@ def gather(
     seed: int | None,
     devices: int = 1,
 ) -> Provenance:
-    """Look at code, packages and machine, in a tenth of a second.
+    """Describe code, packages and machine, in a tenth of a second.
 
     Args:
         command: Program and arguments that start such a run.
@@ -155,7 +154,7 @@ def record(loggers: Iterable[Logger], provenance: Provenance, *, resumed: bool =
     Args:
         loggers: The loggers of the run; those that are not MLflow's are left alone.
         provenance: What there is to know.
-        resumed: Whether it is about a run that goes on: what that began with is kept beside it.
+        resumed: Whether the run resumes: its first record stays beside this one.
     """
     for logger in loggers:
         if not isinstance(logger, MLflowLogger):
@@ -207,7 +206,7 @@ def changes() -> str:
     command = ["git", "-C", str(machine.checkout()), "diff", "--no-color", "--no-ext-diff", "HEAD"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None  # noqa: S101
-        # No more than is kept: somebody may have changed a file of gigabytes.
+        # No more than is recorded: somebody may have changed a file of gigabytes.
         raw = process.stdout.read(LONGEST_DIFF + 1)
         process.kill()
     text = raw.decode("utf-8", errors="replace")
