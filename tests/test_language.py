@@ -49,7 +49,6 @@ KNOWN = {
     "spanet_lightning/data/digits.py",
     "spanet_lightning/data/draws.py",
     "spanet_lightning/data/orientation.py",
-    "spanet_lightning/export/onnx_file.py",
 }
 
 
