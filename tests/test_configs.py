@@ -13,7 +13,7 @@ from lightning import Trainer
 from PIL import Image
 
 from spanet_lightning import ClassificationTask, ImageClassificationDataModule
-from spanet_lightning.callbacks.global_batch import GlobalBatch, split
+from spanet_lightning.callbacks import global_batch
 from spanet_lightning.cli import run
 from spanet_lightning.tasks.optim import OptimizerConfig, ScheduleConfig
 from tests import dense_sets
@@ -177,9 +177,9 @@ def test_imagenet_config_is_the_published_recipe(path: Path) -> None:
     assert (trainer.accumulate_grad_batches, trainer.limit_train_batches) == (1, None)  # derived
     assert data.batch_size == row.per_device
     # On the authors' four devices, what follows is what they accumulated.
-    assert split(config.global_batch_size, 4, data.batch_size) == GlobalBatch(
-        4, row.per_device, row.accumulate
-    )
+    assert global_batch.split(
+        config.global_batch_size, 4, data.batch_size
+    ) == global_batch.GlobalBatch(4, row.per_device, row.accumulate)
     assert trainer.precision == row.precision
     assert trainer.gradient_clip_val == row.clip
     assert trainer.gradient_clip_algorithm in (None, "norm")
