@@ -164,6 +164,7 @@ def test_run_can_be_continued():
     first.log_hyperparams({"x": 1})
     second = tracking.MLflowLogger(run_id=first.run_id)
     second.log_metrics({"y": 2.0})
+    assert first.flush()
     assert second.flush()
     _, (run,) = runs()
     assert (run.data.params, run.data.metrics) == ({"x": "1"}, {"y": 2.0})
