@@ -408,3 +408,15 @@ def test_added_seeds_and_dropped_arms_are_told_apart() -> None:
     assert "without SRF (after 3 seeds); 5 trials saved" in report.verdict
     assert "could not be compared" not in report.verdict
     assert not results.budget.unfinished
+
+
+@pytest.mark.parametrize("left", [{"with SRF"}, {"without SRF"}, set()])
+def test_arms_without_any_result_are_reported(left: set[str]) -> None:
+    """As when a study has just begun, or all trials of an arm failed."""
+    study = made.ablation(range(2))
+    opened = stored(study)
+    fill_ablation(study, opened, skip=lambda arm, seed: arm not in left or seed > 0)
+    results = load_results(opened, study)
+    report = build_report(results)
+    assert "No answer yet" in report.verdict
+    assert {"report.html", "arms.csv"} <= report_files(results, report).keys()

@@ -66,8 +66,9 @@ def draw_seeds(arms: Sequence[ArmResult], objective: Objective) -> Figure:
         for y, arm in enumerate(arms):
             color = _color(arm)
             values = list(arm.quantities[metric].values.values())
-            offsets = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else [0.0]
-            left.plot(values, y + np.asarray(offsets), "o", ms=3.5, color=color, alpha=0.7)
+            spread = 0.25 if len(values) > 1 else 0.0
+            offsets = np.linspace(-spread, spread, len(values))
+            left.plot(values, y + offsets, "o", ms=3.5, color=color, alpha=0.7)
             if values:
                 left.plot(
                     [arm.quantities[metric].mean] * 2, [y - 0.33, y + 0.33], color=color, lw=2
@@ -76,7 +77,7 @@ def draw_seeds(arms: Sequence[ArmResult], objective: Objective) -> Figure:
                 continue
             differences = arm.comparison.differences
             reach = max(reach, *(abs(d) for d in differences))
-            right.plot(differences, y + np.asarray(offsets), "o", ms=3.5, mfc="none", color=color)
+            right.plot(differences, y + offsets, "o", ms=3.5, mfc="none", color=color)
             if arm.comparison.interval is not None:
                 bounds = [arm.comparison.interval.low, arm.comparison.interval.high]
                 right.plot(bounds, [y, y], "-|", color=color, lw=1.8, ms=8)
