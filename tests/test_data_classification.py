@@ -449,7 +449,7 @@ def test_unreadable_image_is_named_in_one_line(root: Path, damage: str, workers:
         list(data.val_dataloader())
     line = one_line(error)
     assert line.startswith(f"image {path} (index 3): ")
-    assert line.endswith("expected an image that Pillow can decode")
+    assert line.endswith("expected an image that Pillow decodes")
 
 
 def test_set_smaller_than_a_batch_is_refused(root: Path) -> None:
