@@ -62,7 +62,7 @@ def test_killed_trial() -> None:
     found = trials(study)[victim.number]
     assert len(trials(study)) == 4
     assert found.user_attrs["attempt"] == 2
-    assert found.user_attrs["failure"] is None
+    assert found.user_attrs.get("failure") is None
     begins = [int(first) for name, first, _ in started() if name == _cell(found)]
     assert len(begins) == 2
     assert begins[0] == 1
@@ -144,7 +144,7 @@ def test_stop_and_resume() -> None:
     assert [trial.state for trial in trials(study)] == [TrialState.WAITING] * 2
     assert run(study).counts == {"complete": 2}
     assert [first != "1" for _, first, _ in started()].count(True) == 1
-    assert all(trial.user_attrs["attempt"] == 1 for trial in trials(study))
+    assert all(trial.user_attrs.get("attempt", 1) == 1 for trial in trials(study))
 
 
 def test_pruning() -> None:
