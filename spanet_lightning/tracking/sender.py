@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,8 +153,10 @@ class Transfer:
             head = self._head()
             self._client = client.open_store(self.uri)
             if not self.progress.run_id:
-                self.progress.run_id = client.ensure_run(self._client, head)
-                self.progress.save(self.log)
+                # On disk first: the training waits for the id and then reads the file.
+                progress = replace(self.progress, run_id=client.ensure_run(self._client, head))
+                progress.save(self.log)
+                self.progress = progress
         return self._client
 
     def _batch(self) -> tuple[list[Event], int]:
