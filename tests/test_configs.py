@@ -90,6 +90,9 @@ def test_config_trains(
         small |= {"data.root": str(boxes), "data.long_side": "96", "data.short_side": "64"}
         small |= {"data.short_sides": "[64]"}
         small |= {f"data.{key}": value for key, value in dense_sets.COCO_FOLDERS.items()}
+    if kind == "coco" and "rcnn" in path.stem:
+        small |= {"model.head.box_batch_size_per_image": "16"}
+        small |= {f"model.head.rpn_post_nms_top_n_{s}": "20" for s in ("train", "test")}
     if kind in ("ade20k", "camvid"):
         small |= {"data.root": str(streets), "data.crop_size": "64", "data.short_side": "64"}
         small |= {"data.long_side": "128", "model.window": "64", "model.window_stride": "48"}

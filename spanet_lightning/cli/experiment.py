@@ -86,10 +86,11 @@ class Experiment(CommandLine):
         Raises:
             SpanetError: If a constructor refuses what was configured.
         """
-        if self.subcommand != "fit":
-            evaluated.set(checkpoints.info_in(self._get(self.config, "ckpt_path")))
+        saved = self._get(self.config, "ckpt_path")
+        statement = None if self.subcommand == "fit" else checkpoints.info_in(saved)
+        token = evaluated.set(statement)
         self.configured = self.config
-        if self._get(self.config, "ckpt_path") is not None:
+        if saved is not None:
             self.config = self._without_initial_weights()
         try:
             super().instantiate_classes()
@@ -99,6 +100,8 @@ class Experiment(CommandLine):
             if found is None:
                 raise
             raise error_messages.with_full_key(found, self.flat_config(), self.where) from error
+        finally:
+            evaluated.reset(token)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the default callbacks, where the user has not brought their own.
