@@ -496,7 +496,8 @@ def _resize(
     state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Bring SRF logits to the model's size and linear layers to 1×1; return what was resized."""
-    out, adapted = {}, {}
+    out: dict[str, Tensor] = {}
+    adapted: dict[str, str] = {}
     for key, value in tensors.items():
         if key in state and ".srf.logits." in key and value.ndim == 3:
             before, after = value.shape, state[key].shape

@@ -164,7 +164,7 @@ class Experiment(CommandLine):
 
         The file, or the download, that training once began from may not be here any more.
         """
-        config = self.config.clone()
+        config: Namespace = self.config.clone()
         model = self._get(config, "model")["init_args"]
         for key in ("weights", "weights_set"):
             if key in model:
