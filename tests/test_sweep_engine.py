@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -426,3 +427,15 @@ def test_trial_ends_at_a_loss_that_is_not_finite() -> None:
     spec = _spec(*words)
     with pytest.raises(NotFiniteError, match=r"the loss was nan|weights were not finite"):
         trial.run(spec, Link(spec.folder.events, None))
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+def test_trials_share_the_cores(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials with a thread for each core took ten times as long, on two cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    run(ablation({"a": {}, "b": {}}), workers=2)
+    environments = [json.loads(f.read_text())["environment"] for f in Path().rglob("spec.json")]
+    expected = given or str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert [environment["OMP_NUM_THREADS"] for environment in environments] == [expected] * 2

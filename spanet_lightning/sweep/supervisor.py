@@ -277,10 +277,11 @@ class Supervisor:
     # -- the loop
 
     def _loop(self, *, alone: bool) -> None:
-        slots = dict(enumerate(shares(self.settings)))
+        shared = shares(self.settings)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        # Read when torch is imported, in the server and in commands.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(slots))))
+        # Trials with more threads than there are cores wait for each other most of the time.
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // len(shared)))
+        slots = {i: {**devices, "OMP_NUM_THREADS": threads} for i, devices in enumerate(shared)}
         start_server(self.settings.preload)
         if alone:
             for number in self._stored(lambda: self.store.recover(alone=True)) or ():

@@ -6,6 +6,7 @@ trains the same, bit for bit.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from functools import cached_property
@@ -206,6 +207,10 @@ class TrialExperiment(Experiment):
 
 def run(spec: Spec, link: Link) -> None:
     """Run a trial in this process."""
+    # The server has imported torch, which reads the variable at that time alone.
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads) > 0:
+        torch.set_num_threads(int(threads))
     TrialExperiment(spec, link)
 
 
