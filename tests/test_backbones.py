@@ -489,7 +489,7 @@ def test_head_dropout_is_really_applied():
     [
         (SPANet, {"variant": "small"}, ("variant", "'small'", "'s'")),
         (SPANetV2, {"variant": "s18_hybird"}, ("variant", "did you mean 's18_hybrid'?")),
-        (SPANet, {"radius": (2, 2, 1)}, ("radius", "(2, 2, 1)", "one a stage")),
+        (SPANet, {"radius": (2, 2, 1)}, ("radius", "(2, 2, 1)", "one per stage")),
         (SPANet, {"radius": (2, 2, 1, -1)}, ("radius", "-1", "at least 0")),
         (SPANet, {"kernel_size": 4}, ("kernel_size", "4", "odd")),
         (SPANet, {"kernel_size": 99}, ("kernel_size", "99", "1 to 31")),

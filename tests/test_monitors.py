@@ -77,7 +77,7 @@ def test_run_ends_with_its_monitored_metric_and_accuracy_in_80_columns(capsys, m
     table = lines[[line.strip() for line in lines].index("Training ended") :]
     assert max(map(len, table)) <= 80
     assert re.search(r"best val/loss +│ \d\.\d{4} \(epoch 1\)", "\n".join(table))
-    assert re.search(r"val/top1 there +│ 0\.\d{4} ", "\n".join(table))
+    assert re.search(r"val/top1 in that epoch +│ 0\.\d{4} ", "\n".join(table))
 
 
 def test_run_without_validation_saves_its_last_checkpoint(recwarn):

@@ -353,7 +353,7 @@ class Loader(LightningDataModule):
 def test_a_loader_that_begins_anew_is_told_of(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": Loader, "monitor": None, "max_epochs": 1}
     run(tmp_path, kill=("on_train_batch_end", 0, 2), **settings)
-    with pytest.warns(UserWarning, match="amid an epoch, but its training data can't"):
+    with pytest.warns(UserWarning, match="within an epoch, but its training data can't"):
         run(tmp_path, resume=True, **settings)
 
 

@@ -13,7 +13,7 @@ from spanet_lightning import ClassificationTask, DigitsDataModule, SPANetV2
 from spanet_lightning.tasks.resume import Batch, position
 from tests.test_resume import STEPWISE, Kill, KilledError
 
-ONCE_MORE = "trained on once more"
+ONCE_MORE = "trained on again"
 EPOCHS = 2  # of 80 images, 5 steps of 16
 
 

@@ -389,13 +389,16 @@ def _spec(*command: str, test: str | None = None) -> Spec:
     return Spec("", words, **where, objectives=(TOP1,), test=test, tags={"arm": "a"})
 
 
-def test_trial_reports_and_is_tested_once() -> None:
+def test_trial_reports_and_is_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real experiment, in this process: events, the best weights tested once, tags."""
     from spanet_lightning.sweep import trial
 
     words = [word for word in SHORT if not word.startswith("--trainer.max_epochs")]
     spec = _spec(*words, "--trainer.max_epochs=2", test="test/top1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(2)  # as the server did that the trial was forked from
     trial.run(spec, Link(spec.folder.events, None))
+    assert torch.get_num_threads() == 1
     events = list(read_events(spec.folder.events))
     (ran,) = (e for e in events if e["event"] == "run")  # once MLflow has an id
     events.remove(ran)

@@ -173,8 +173,8 @@ class SPANet(Backbone):
         drop_rate: Dropout before the classifier.
         mlp_ratio: Hidden over outer channels of the channel MLPs.
         kernel_size: Length of the 1×k and k×1 depthwise convolutions, odd, in pixels.
-        radius: Radius r of the SPF, one a stage, in cycles per side of that stage.
-        balance: λ_b, one a gate: the weight of frequencies inside the radius. Their number is the
+        radius: Radius r of the SPF, one per stage, in cycles per side of that stage.
+        balance: λ_b, one per gate: the weight of frequencies inside the radius. Their number is the
             number of gates.
         spf: Off: gates without spectral filter (1×1 convolutions alone).
         ring: Weight of frequencies at distance exactly r. 1/3 in the official code; `null` for the

@@ -1,7 +1,7 @@
 """SPANetV2 (TPAMI 2026, arXiv:2503.23947): the second generation.
 
 Its token mixer, spectral-adaptive modulation (SPAM), runs depthwise convolutions of several sizes,
-one a head, and re-scales their spectra by a learned filter (SRF) before they modulate the query:
+one per head, and re-scales their spectra by a learned filter (SRF) before they modulate the query:
 
     q   = GELU(W_q x)
     c_i = irfft2(rfft2(DW_ki((W_c x)_i)) ⊙ sigmoid(θ_i))        head i, kernel size k_i
@@ -289,7 +289,7 @@ def _mlp_head(features: int, num_classes: int, drop_rate: float) -> nn.Module:
 def _head_kernels(kernel_sizes: int | Sequence[int], num_heads: int | None) -> tuple[int, ...]:
     sizes = [kernel_sizes] if isinstance(kernel_sizes, int) else list(kernel_sizes)
     if not sizes:
-        raise invalid("kernel_sizes", kernel_sizes, "one odd integer a head")
+        raise invalid("kernel_sizes", kernel_sizes, "one odd integer per head")
     for i, size in enumerate(sizes):
         validate.kernel_size(f"kernel_sizes[{i}]" if len(sizes) > 1 else "kernel_sizes", size)
     if num_heads is None:

@@ -63,7 +63,7 @@ def fractions(key: str, value: Any) -> tuple[float, ...]:
 def per_stage_ints(key: str, value: Any) -> tuple[int, int, int, int]:
     """Return `value`, one positive integer for each of the four stages."""
     return _per_stage(
-        key, value, lambda v: _is_int(v) and v > 0, "four positive integers, one a stage"
+        key, value, lambda v: _is_int(v) and v > 0, "four positive integers, one per stage"
     )
 
 
@@ -73,13 +73,13 @@ def radii(key: str, value: Any) -> tuple[float, float, float, float]:
         key,
         value,
         lambda v: _is_number(v) and 0 <= v < float("inf"),
-        "four numbers of at least 0 (cycles per side), one a stage",
+        "four numbers of at least 0 (cycles per side), one per stage",
     )
 
 
 def choices_per_stage(key: str, value: Any, choices: Collection[str]) -> tuple[Any, ...]:
     """Return `value`, one of `choices` for each of the four stages."""
-    accepted = f"four of {', '.join(map(repr, choices))}, one a stage"
+    accepted = f"four of {', '.join(map(repr, choices))}, one per stage"
     stages = _per_stage(key, value, lambda _: True, accepted)
     return tuple(choice(f"{key}[{i}]", v, choices) for i, v in enumerate(stages))
 

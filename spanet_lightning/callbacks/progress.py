@@ -33,7 +33,7 @@ class ImagesPerSecond(Callback):
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock: a run that is resumed amid an epoch never starts that one."""
+        """Start the clock: a run that is resumed within an epoch never starts that one."""
         self._images, self._started = 0, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

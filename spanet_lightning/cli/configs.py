@@ -1,6 +1,6 @@
 """Configurations and studies that come with the package.
 
-  list [PATTERN]   their names and what each is, one a line
+  list [PATTERN]   names and descriptions, one per line
   show NAME        print one
   copy NAME [TO]   copy one into the working directory, to change it
 

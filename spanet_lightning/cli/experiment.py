@@ -425,7 +425,7 @@ def best_results(saver: Checkpoint | None, model: LightningModule) -> dict[str, 
     rows: dict[str, str | None] = {f"best {name}": f"{float(score):.4f}{epoch}"}
     main = f"val/{getattr(model, 'headline', ('top1',))[0]}"
     if main != name and main in metrics:
-        rows[f"{main} there"] = f"{metrics[main]:.4f}"
+        rows[f"{main} in that epoch"] = f"{metrics[main]:.4f}"
     return rows
 
 

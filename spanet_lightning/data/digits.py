@@ -143,7 +143,7 @@ class DigitsDataModule(LightningDataModule, CheckedKeywords):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the images that steer a run: about 180, more with `train_per_class`."""
+        """Return the validation set: about 180 images, more with `train_per_class`."""
         return self._evaluated("val")
 
     def test_dataloader(self) -> DataLoader[Any]:

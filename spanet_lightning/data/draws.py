@@ -1,7 +1,7 @@
 """Random numbers that are functions of the seed, the epoch and the sample alone.
 
-Neither how many processes and workers there are, nor what they have drawn before, nor whether the
-run was broken off in between, changes the augmentation of an image.
+The augmentation of an image does not depend on the number of processes or workers, on what they
+have drawn before, or on whether the run was interrupted.
 """
 
 from __future__ import annotations

@@ -222,8 +222,9 @@ def _shuffled(
     trained = sampler.num_batches() * sampler.global_batch
     if trained < sampler.size:
         rank_zero_info(
-            f"batch_size: each epoch trains on {trained:,} of {sampler.size:,} images, other ones "
-            f"each time: {sampler.size - trained} do not fill a batch of {sampler.global_batch}."
+            f"batch_size: each epoch trains on {trained:,} of {sampler.size:,} images, different "
+            f"ones each time; {sampler.size - trained} do not fill "
+            f"a batch of {sampler.global_batch}."
         )
     return ResumableLoader(
         dataset,

@@ -1,8 +1,7 @@
-"""Images that are stored turned, with a note in their EXIF of how to show them.
+"""EXIF-rotated images: stored as the sensor had them, with the orientation in their EXIF data.
 
-A camera held upright stores the pixels as its sensor has them. Viewers and OpenCV, by which
-mmdetection reads, turn such an image upright; Pillow alone, and with it torchvision, does not.
-Tools that annotate do either, so the size that the annotations state decides.
+Viewers and OpenCV, with which mmdetection reads, rotate such an image upright; Pillow, and with it
+torchvision, does not. Annotation tools do either, so the size that the annotations state decides.
 """
 
 from __future__ import annotations

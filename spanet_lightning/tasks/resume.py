@@ -312,22 +312,20 @@ def _loaders(trainer: Trainer) -> list[Any]:
 def _warn_of_batch(trainer: Trainer, exact: bool) -> None:
     if any(isinstance(getattr(one, "sampler", None), GroupedShuffle) for one in _loaders(trainer)):
         rank_zero_warn(
-            "The run resumes amid an epoch with another number of images in a batch. Batches of "
-            "one aspect ratio are then other ones: in the rest of this epoch some images come a "
-            "second time, and some not at all."
+            "The run resumes within an epoch with another batch size. Batches of one aspect ratio "
+            "are regrouped: until its end some images are seen twice and some not at all."
         )
     elif not exact:
         rank_zero_warn(
-            "The run resumes amid an epoch with batches that do not begin with the next image: "
-            "those since the last update of the weights, or since the last whole batch, are "
-            "trained on once more."
+            "The run resumes within an epoch, between two batch boundaries: images since the last "
+            "optimizer step, or since the last complete batch, are trained on again."
         )
 
 
 def _warn_of_streams(trainer: Trainer) -> None:
     if not all(hasattr(one, "load_state_dict") for one in _loaders(trainer)):
         rank_zero_warn(
-            "The run resumes amid an epoch, but its training data can't: a stream, or a loader of "
-            "your own without state_dict and load_state_dict. The rest of this epoch begins with "
-            "its first images once more; checkpoints between epochs resume exactly."
+            "The run resumes within an epoch, but its training data can't: a stream, or a loader "
+            "of your own without state_dict and load_state_dict. The rest of this epoch begins "
+            "with its first images again; checkpoints between epochs resume exactly."
         )

@@ -58,7 +58,7 @@ class Telemetry(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._cpu = (time.perf_counter(), _cpu_seconds())
-        self._epoch_started = time.perf_counter()  # of a run that is resumed amid an epoch
+        self._epoch_started = time.perf_counter()  # of a run that is resumed within an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the epoch."""
